@@ -1,0 +1,205 @@
+"""Every setting of a run, typed. A config file returns one of these from `get_config()`; flags override single fields.
+
+Defaults are the original's for gRefCOCO at base size (its configs/gres/InstanceVG-grefcoco.py); what differs between its five
+official configs is set in this project's configs/*.py.
+"""
+
+import dataclasses
+import json
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from instancevg_jax.errors import InputError
+
+
+@dataclass
+class ModelConfig:
+    """Sizes of the network. Source: paper, section 3; models/vis_encs/beit and models/heads of the original."""
+
+    image_height: int = 320
+    image_width: int = 320
+    patch_size: int = 16
+    vocab_size: int = 64010
+    max_tokens: int = 50
+    max_text_positions: int = 1024
+    width: int = 768  # D, of BEiT-3
+    depth: int = 12
+    num_heads: int = 12
+    mlp_dim: int = 3072
+    drop_path: float = 0.1  # of the last layer; grows linearly from 0
+    head_width: int = 256  # C
+    num_queries: int = 10  # Q
+    decoder_layers: int = 3  # K
+    decoder_heads: int = 8
+    decoder_points: int = 4
+    decoder_mlp_dim: int = 1024
+    query_mlp_dim: int = 512
+    head_dropout: float = 0.1
+    point_selection: str = "distance"  # or "attention": the Q best patches, without looking at distance
+    point_distance_weight: float = 0.003
+    text_selection: str = "token"  # the Q best tokens; or "channel": top-k of each channel by itself
+    pretrained: str = ""  # directory of converted weights to start from; "" starts from scratch
+
+
+@dataclass
+class LossConfig:
+    """Weights of the loss terms. Source: the original's head and `detr_loss`, `loss_weight` in its configs."""
+
+    # matching costs
+    cost_class: float = 1.0
+    cost_boxes: float = 5.0
+    cost_giou: float = 2.0
+    cost_point: float = 2.0
+    # detection terms of the last decoder layer; the sum over layers is then scaled by `detection`
+    class_weight: float = 1.0
+    boxes_weight: float = 5.0
+    giou_weight: float = 2.0
+    auxiliary_weights: str = "one"  # "one": earlier layers' terms weigh 1 each, as the original does; "same": as the last layer
+    no_object_weight: float = 0.1
+    detection: float = 0.1
+    # masks
+    dice: float = 1.0
+    bce: float = 1.0
+    negative_masks: float = 0.2  # unmatched queries against empty masks; 0 for RefCOCO
+    point_map: float = 0.1
+    # does the sentence mean anything at all
+    no_target: float = 0.2
+    no_target_class_weights: tuple[float, float] = (0.9, 1.1)  # (something is meant, nothing is)
+
+
+@dataclass
+class DataConfig:
+    """Where the records come from."""
+
+    name: str = "shapes"  # "shapes": the embedded data set; else a TFDS config of data_pipelines.referring
+    data_dir: str = ""
+    tokenizer: str = ""  # sentencepiece model; "" is the embedded data set's own
+    train_split: str = "train"
+    eval_splits: tuple[str, ...] = ("val",)
+    max_targets: int = 10  # T
+    num_workers: int = 2
+    shapes_level: str = "basic"  # "basic" or "full"
+    num_eval_examples: int = 0  # 0: the whole split
+
+
+@dataclass
+class OptimConfig:
+    """Source: core/optimizer.py and core/scheduler.py of the original."""
+
+    name: str = "adam"  # "adam" (AMSGrad as torch computes it) or "adamw"
+    learning_rate: float = 5e-4
+    backbone_scale: float = 0.1
+    b1: float = 0.9
+    b2: float = 0.98
+    eps: float = 1e-9
+    weight_decay: float = 0.0
+    amsgrad: bool = True
+    clip_norm: float = 0.15
+    schedule: str = "step"  # "step": warm-up and decay by epoch as the original; "cosine": by step
+    warmup_epochs: int = 1
+    decay_epochs: tuple[int, ...] = (7,)
+    decay_factor: float = 0.1
+    warmup_steps: int = 0  # of "cosine"
+
+
+@dataclass
+class EvalConfig:
+    """How answers are read off the outputs and compared."""
+
+    task: str = "gres"  # "gres" (gRefCOCO), "refcoco", "refzom", "rrefcoco"
+    batch_size: int = 16
+    score_threshold: float = 0.7
+    mask_threshold: float = 0.5
+    score_weighted: bool = True  # multiply a query's score by the probability that something is meant
+    no_target_rule: str = "sigmoid"  # "sigmoid": of logit 0, as the original; "softmax": over the two logits
+    mask_merge: str = "merge"  # "merge", "global" or "instance"
+    nms_threshold: float = 0.0  # 0: no non-maximum suppression
+
+
+@dataclass
+class TrainConfig:
+    """The run itself."""
+
+    seed: int = 0
+    batch_size: int = 16  # over all devices
+    num_epochs: int = 10
+    num_steps: int = 0  # > 0 overrides num_epochs
+    log_every: int = 50
+    eval_every: int = 0  # steps; 0: at the end only
+    checkpoint_every: int = 0  # steps; 0: at the end only
+    keep_checkpoints: int = 3
+
+
+@dataclass
+class Config:
+    """Everything that defines a run; saved as config.json in every checkpoint directory."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+def base() -> ModelConfig:
+    """BEiT-3 base: 768 wide, 12 layers."""
+    return ModelConfig()
+
+
+def large() -> ModelConfig:
+    """BEiT-3 large: 1024 wide, 24 layers. Drop path 0: the original misspells the keyword for this size."""
+    return ModelConfig(width=1024, depth=24, num_heads=16, mlp_dim=4096, drop_path=0.0)
+
+
+def tiny() -> ModelConfig:
+    """The parity fixtures' size: 64 wide, 2 layers, 64 x 64 pictures, a vocabulary of 256, the official head."""
+    return ModelConfig(image_height=64, image_width=64, vocab_size=256, width=64, depth=2, num_heads=4, mlp_dim=128)
+
+
+def to_json(config: Config) -> str:
+    """The config as indented JSON."""
+    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+
+
+def from_json(text: str, source: str = "config.json") -> Config:
+    """The inverse of `to_json`. `source` names the file in errors. Raises InputError on unknown fields and wrong types."""
+    try:
+        raw = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{source}: not valid JSON ({error})") from error
+    return _from_dict(Config, raw, source, "")
+
+
+def load(path: str | Path) -> Config:
+    """Read a config.json."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; expected the config.json of a checkpoint directory")
+    return from_json(path.read_text(), str(path))
+
+
+def _from_dict(cls: type, raw: object, source: str, prefix: str):
+    if not isinstance(raw, dict):
+        raise InputError(f"{source}: {prefix or 'the file'} should be a JSON object, not {type(raw).__name__}")
+    hints = typing.get_type_hints(cls)
+    unknown = sorted(set(raw) - set(hints))
+    if unknown:
+        raise InputError(f"{source}: unknown field {prefix}{unknown[0]}; {cls.__name__} has {', '.join(hints)}")
+    return cls(**{name: _value(hints[name], value, source, prefix + name) for name, value in raw.items()})
+
+
+def _value(hint: typing.Any, value: typing.Any, source: str, name: str):
+    if dataclasses.is_dataclass(hint):
+        return _from_dict(typing.cast(type, hint), value, source, name + ".")
+    if typing.get_origin(hint) is tuple:
+        if isinstance(value, list):
+            element, *rest = typing.get_args(hint)
+            if rest == [...] or len(value) == 1 + len(rest):
+                return tuple(_value(element, v, source, f"{name}[{i}]") for i, v in enumerate(value))
+    elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    elif type(value) is hint:
+        return value
+    raise InputError(f"{source}: {name} is {value!r}; expected {getattr(hint, '__name__', hint) if typing.get_origin(hint) is None else hint}")
