@@ -1,0 +1,98 @@
+"""BEiT-3's token ids, on sentencepiece alone.
+
+The original reads its sentencepiece model through transformers' XLMRobertaTokenizer. What that comes to: ids 0 to 3 are
+`<s>`, `<pad>`, `</s>` and `<unk>`; every other piece is its sentencepiece id plus one; `<mask>` comes last.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+from jaxtyping import Bool, Int32
+
+from instancevg_jax.errors import InputError
+
+BOS, PAD, EOS, UNK = 0, 1, 2, 3
+_SPECIAL = {"<s>": BOS, "<pad>": PAD, "</s>": EOS, "<unk>": UNK}
+_FIRST_PIECES = ("<unk>", "<s>", "</s>")
+_OFFSET = 1  # of our ids over sentencepiece's
+
+
+class Tokenizer:
+    """Sentence -> padded ids. Immutable; build it with `from_file` or `from_bytes`."""
+
+    def __init__(self, processor: sentencepiece.SentencePieceProcessor, model_bytes: bytes) -> None:
+        self._processor = processor
+        self._model_bytes = model_bytes
+        self._special = {**_SPECIAL, "<mask>": processor.vocab_size() + _OFFSET}
+        self._split = re.compile(r"(<s>|<pad>|</s>|<unk>|\s*<mask>)")
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> "Tokenizer":
+        """Read a `.spm` file. Raises InputError when it is missing, truncated, or not a model of BEiT-3's layout."""
+        path = Path(path)
+        if not path.is_file():
+            raise InputError(f"{path}: no such file; expected a sentencepiece model")
+        return cls.from_bytes(path.read_bytes(), str(path))
+
+    @classmethod
+    def from_bytes(cls, data: bytes, source: str) -> "Tokenizer":
+        """The same from a file's content; `source` names it in errors."""
+        processor = sentencepiece.SentencePieceProcessor()
+        try:
+            processor.LoadFromSerializedProto(data)
+            first = tuple(processor.IdToPiece(i) for i in range(len(_FIRST_PIECES)))
+        except (RuntimeError, IndexError) as error:
+            raise InputError(f"{source}: not a sentencepiece model, or a truncated one") from error
+        if first != _FIRST_PIECES:
+            raise InputError(f"{source}: the first pieces are {' '.join(first)}; expected {' '.join(_FIRST_PIECES)}")
+        return cls(processor, data)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids: the largest one, of `<mask>`, plus one."""
+        return self._special["<mask>"] + 1
+
+    @property
+    def model_bytes(self) -> bytes:
+        """The sentencepiece model as it was read, to be stored beside a checkpoint."""
+        return self._model_bytes
+
+    def encode(self, text: str, max_tokens: int) -> tuple[Int32[np.ndarray, " L"], Bool[np.ndarray, " L"]]:
+        """Ids of a cleaned sentence (see `preprocess.clean_expression`), padded to `max_tokens`, and which are real.
+
+        At most `max_tokens - 2` pieces are kept, between BOS and EOS. Special tokens written in the sentence ("<unk>")
+        are taken as such, as the original's tokenizer does. Raises InputError where not one piece comes out.
+        """
+        if max_tokens < 3:
+            raise InputError(f"max_tokens is {max_tokens}; expected at least 3, for one piece between BOS and EOS")
+        pieces = self._piece_ids(text)[: max_tokens - 2]
+        if not pieces:
+            raise InputError(f"the expression {text!r} gives no tokens; expected a sentence")
+        ids = np.full(max_tokens, PAD, np.int32)
+        ids[: len(pieces) + 2] = [BOS, *pieces, EOS]
+        return ids, np.arange(max_tokens) < len(pieces) + 2
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """The text of ids, without BOS, PAD and EOS. Raises InputError for an id outside the vocabulary."""
+        names = {index: name for name, index in self._special.items()}
+        pieces = []
+        for index in np.asarray(ids).tolist():
+            if not 0 <= index < self.vocab_size:
+                raise InputError(f"token id {index} is outside the vocabulary of {self.vocab_size}")
+            if index not in (BOS, PAD, EOS):
+                pieces.append(names.get(index) or self._processor.IdToPiece(index - _OFFSET))
+        return "".join(pieces).replace("▁", " ").strip()
+
+    def _piece_ids(self, text: str) -> list[int]:
+        """Sentencepiece runs on the stretches between special tokens; `<mask>` swallows the white space before it."""
+        ids: list[int] = []
+        for part in self._split.split(text):
+            special = self._special.get(part.lstrip() if part.endswith("<mask>") else part)
+            if special is not None:
+                ids.append(special)
+            elif part:
+                ids.extend(i + _OFFSET if i else UNK for i in self._processor.EncodeAsIds(part))
+        return ids
