@@ -1,0 +1,292 @@
+"""The engine behind every conversion: a declarative table of names, read in both directions.
+
+A `RuleTable` says where each tensor of the original's state dict goes in our parameter tree, which names are second
+names of the same tensor, and which are left out and why. Nothing falls through: a key that no entry names is an error,
+and so is a parameter that no key fills.
+
+Names are templates. A wildcard such as `{i}` stands for a decimal integer and must occur on both sides:
+
+    Rule("encoder.layers.{i}.fc1.weight", "backbone/blocks/{i}/fc1/kernel", "transpose")
+"""
+
+import difflib
+import functools
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import numpy as np
+
+from instancevg_jax.errors import InputError
+
+Shape = tuple[int, ...]
+Transform = Literal["none", "transpose", "conv", "conv_transpose", "squeeze_conv", "patch"]
+
+MAX_SUGGESTIONS = 100  # nearest candidates are searched for so many names only: the search is quadratic
+
+
+class Tensor(Protocol):
+    """What a state dict holds: an array, or a reference that `np.asarray` reads."""
+
+    @property
+    def shape(self) -> Shape: ...
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One tensor of the original (`source`, dots) and its place in our tree (`target`, slashes, integers in lists).
+
+    Transforms, original -> ours:
+
+        none            as it is
+        transpose       [out, in] -> [in, out]
+        conv            [out, in, kh, kw] -> [kh, kw, in, out]
+        conv_transpose  [in, out, kh, kw] -> [in, kh, kw, out]
+        squeeze_conv    [out, in, 1, 1] -> [in, out]
+        patch           [width, channels, p, p] -> [p * p * channels, width], rows in the order y, x, channel
+    """
+
+    source: str
+    target: str
+    transform: Transform = "none"
+
+    def __post_init__(self):
+        _same_wildcards(self.source, self.target)
+
+
+@dataclass(frozen=True)
+class Ignore:
+    """Keys that are left out. `source` is a regular expression that the whole key matches."""
+
+    source: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class RuleTable:
+    """All that is known about one layout."""
+
+    rules: Sequence[Rule]
+    aliases: Sequence[tuple[str, str]] = ()  # ("head.box.{i}.", "head.box.0."): prefixes of other names of one module
+    ignores: Sequence[Ignore] = ()
+
+
+class MismatchError(InputError):
+    """The file does not fit the model. `report` has a line for every missing, unexpected or wrong-shaped tensor."""
+
+    def __init__(self, message: str, report: str):
+        super().__init__(message)
+        self.report = report
+
+
+@dataclass
+class Plan:
+    """What becomes of every key of a state dict, before any value is read."""
+
+    assigned: dict[str, tuple[str, Rule]] = field(default_factory=dict)  # target path -> source key, its rule
+    aliases: dict[str, str] = field(default_factory=dict)  # key -> the key it must equal
+    ignored: dict[str, str] = field(default_factory=dict)  # key -> reason
+    unexpected: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)  # in the original's names
+    wrong_shape: dict[str, tuple[Shape, Shape]] = field(default_factory=dict)  # key -> found, expected
+
+    def summary(self) -> str:
+        """A table for people: how many keys went where."""
+        rows = [("converted", len(self.assigned)), ("aliases, equal to another key", len(self.aliases))]
+        for reason in sorted(set(self.ignored.values())):
+            rows.append((f"left out: {reason}", list(self.ignored.values()).count(reason)))
+        rows += [("missing", len(self.missing)), ("unexpected", len(self.unexpected))]
+        rows += [("wrong shape", len(self.wrong_shape))]
+        width = max(len(name) for name, _ in rows)
+        return "\n".join(f"{name:<{width}}  {count:>5}" for name, count in rows)
+
+    def problems(self) -> list[str]:
+        """One line for every tensor that does not fit, in the original's names."""
+        suggest = len(self.missing) + len(self.unexpected) <= MAX_SUGGESTIONS
+        lines = [f"missing: {key}{_nearest(key, self.unexpected, suggest)}" for key in self.missing]
+        known = self.missing or [key for key, _ in self.assigned.values()]
+        lines += [f"unexpected: {key}{_nearest(key, known, suggest)}" for key in self.unexpected]
+        for key, (found, expected) in self.wrong_shape.items():
+            lines.append(f"wrong shape: {key} is {list(found)}, expected {list(expected)}")
+        return lines
+
+
+def plan(state: Mapping[str, Tensor], table: RuleTable, expected: Mapping[str, Shape]) -> Plan:
+    """Decide where every key goes. `expected`: the shape of every parameter of the model, by its path.
+
+    A key that two entries claim, or a path that two keys fill, is a mistake in the table and raises ValueError.
+    """
+    result = Plan()
+    for key, tensor in state.items():
+        entry = _entry(key, table)
+        if entry is None:
+            result.unexpected.append(key)
+        elif isinstance(entry, Ignore):
+            result.ignored[key] = entry.reason
+        elif isinstance(entry, str):
+            result.aliases[key] = entry
+        else:
+            path = _render(entry.source, entry.target, key)
+            if path in result.assigned:
+                raise ValueError(f"{key} and {result.assigned[path][0]} both fill {path}")
+            if path not in expected:
+                result.unexpected.append(key)
+                continue
+            result.assigned[path] = key, entry
+            wanted = source_shape(expected[path], entry.transform)
+            if tuple(tensor.shape) != wanted:
+                result.wrong_shape[key] = tuple(tensor.shape), wanted
+    result.missing = [source_key(path, table)[0] for path in expected if path not in result.assigned]
+    return result
+
+
+def to_target(
+    state: Mapping[str, Tensor], table: RuleTable, expected: Mapping[str, Shape], source: str = "the file"
+) -> dict[str, np.ndarray]:
+    """Original -> ours: an array for every path of `expected`, floats as float32. Holds one tensor beside the result.
+
+    `source` names the file in errors. Raises MismatchError if a key or shape does not fit, InputError where an alias
+    differs from what it stands for.
+    """
+    found = plan(state, table, expected)
+    check(found, source)
+    for key, canonical in found.aliases.items():
+        if canonical not in state or not _equal(state[key], state[canonical]):
+            raise InputError(
+                f"{source}: {key} should equal {canonical} (one shared module in the original) but differs"
+            )
+    return {path: _convert(state[key], rule.transform) for path, (key, rule) in found.assigned.items()}
+
+
+def check(found: Plan, source: str) -> None:
+    """Raise MismatchError unless everything fits."""
+    problems = found.problems()
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        message = (
+            f"{source} does not fit the model: {len(found.missing)} missing, {len(found.unexpected)} unexpected, "
+            f"{len(found.wrong_shape)} of a wrong shape ({'; '.join(problems[:3])}{more})"
+        )
+        raise MismatchError(message, "\n".join(problems))
+
+
+def ignored_values(state: Mapping[str, Tensor], table: RuleTable) -> dict[str, np.ndarray]:
+    """The tensors that a conversion leaves out, floats as float32, so that a later export can put them back."""
+    return {key: _as_float32(np.array(value)) for key, value in state.items() if isinstance(_entry(key, table), Ignore)}
+
+
+def to_source(
+    params: Mapping[str, np.ndarray], table: RuleTable, left_out: Mapping[str, np.ndarray], copies: int
+) -> dict[str, np.ndarray]:
+    """Ours -> original: every rule read backwards, `left_out` added as it is, and aliases repeated as the same array.
+
+    `copies`: how many names every shared module has. The arrays are views where the transform allows it.
+    """
+    state: dict[str, np.ndarray] = {}
+    for path, value in params.items():
+        key, rule = source_key(path, table)
+        state[key] = BACKWARD[rule.transform](np.asarray(value))
+    for prefix, canonical in table.aliases:
+        shared = [key for key in state if key.startswith(canonical)]
+        for i in range(copies):
+            state |= {prefix.format(i=i) + key.removeprefix(canonical): state[key] for key in shared}
+    for key, value in left_out.items():
+        if key in state or not isinstance(_entry(key, table), Ignore):
+            raise ValueError(f"{key} is not a key that the table leaves out")
+        state[key] = value
+    return state
+
+
+def source_key(path: str, table: RuleTable) -> tuple[str, Rule]:
+    """The original's name of one of our parameters, and the rule that says so. ValueError if none or several do."""
+    hits = [rule for rule in table.rules if _pattern(rule.target).fullmatch(path)]
+    if len(hits) != 1:
+        raise ValueError(f"{len(hits)} rules fill the parameter {path}, expected one")
+    return _render(hits[0].target, hits[0].source, path), hits[0]
+
+
+def source_shape(shape: Shape, transform: Transform) -> Shape:
+    """The shape in the original's layout of a parameter that has `shape` in ours."""
+    return BACKWARD[transform](np.broadcast_to(np.float32(0), shape)).shape
+
+
+def _patch_forward(x: np.ndarray) -> np.ndarray:
+    return x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0])
+
+
+def _patch_backward(x: np.ndarray) -> np.ndarray:
+    size = math.isqrt(x.shape[0] // 3)
+    return x.reshape(size, size, 3, x.shape[1]).transpose(3, 2, 0, 1)
+
+
+FORWARD: dict[Transform, Callable[[np.ndarray], np.ndarray]] = {
+    "none": lambda x: x,
+    "transpose": lambda x: x.transpose(1, 0),
+    "conv": lambda x: x.transpose(2, 3, 1, 0),
+    "conv_transpose": lambda x: x.transpose(0, 2, 3, 1),
+    "squeeze_conv": lambda x: x[:, :, 0, 0].transpose(1, 0),
+    "patch": _patch_forward,
+}
+BACKWARD: dict[Transform, Callable[[np.ndarray], np.ndarray]] = {
+    "none": lambda x: x,
+    "transpose": lambda x: x.transpose(1, 0),
+    "conv": lambda x: x.transpose(3, 2, 0, 1),
+    "conv_transpose": lambda x: x.transpose(0, 3, 1, 2),
+    "squeeze_conv": lambda x: x.transpose(1, 0)[:, :, None, None],
+    "patch": _patch_backward,
+}
+
+
+def _convert(value: Tensor, transform: Transform) -> np.ndarray:
+    """A contiguous copy in our layout that holds on to nothing of its source."""
+    return np.array(_as_float32(FORWARD[transform](np.asarray(value))), order="C")
+
+
+def _as_float32(value: np.ndarray) -> np.ndarray:
+    if value.dtype.kind in "biu":
+        return value
+    return value.astype(np.float32, copy=False)
+
+
+def _equal(first: Tensor, second: Tensor) -> bool:
+    return first.shape == second.shape and np.array_equal(np.asarray(first), np.asarray(second))
+
+
+def _entry(key: str, table: RuleTable) -> Rule | Ignore | str | None:
+    """The one entry that claims `key`; for an alias, the name it stands for; None where nothing does."""
+    hits: list[Rule | Ignore | str] = [rule for rule in table.rules if _pattern(rule.source).fullmatch(key)]
+    hits += [ignore for ignore in table.ignores if re.fullmatch(ignore.source, key)]
+    for prefix, canonical in table.aliases:
+        match = _pattern(prefix).match(key)
+        if match and canonical + key[match.end() :] != key:
+            hits.append(canonical + key[match.end() :])
+    if len(hits) > 1:
+        raise ValueError(f"{len(hits)} entries of the table claim {key}: {hits}")
+    return hits[0] if hits else None
+
+
+def _same_wildcards(left: str, right: str) -> None:
+    names = [re.findall(r"\{(\w+)\}", template) for template in (left, right)]
+    if sorted(names[0]) != sorted(names[1]) or len(set(names[0])) != len(names[0]):
+        raise ValueError(f"the wildcards of {left!r} and {right!r} should be the same, each once")
+
+
+@functools.cache
+def _pattern(template: str) -> re.Pattern[str]:
+    """The template as a regular expression; every wildcard matches a decimal integer without leading zeros."""
+    parts = re.split(r"\{(\w+)\}", template)
+    return re.compile("".join(f"(?P<{p}>0|[1-9][0-9]{{0,8}})" if i % 2 else re.escape(p) for i, p in enumerate(parts)))
+
+
+def _render(source: str, target: str, name: str) -> str:
+    """`target` with the integers that `source` matches in `name`."""
+    match = _pattern(source).fullmatch(name)
+    assert match is not None
+    return target.format(**match.groupdict())
+
+
+def _nearest(name: str, candidates: Sequence[str], suggest: bool) -> str:
+    near = difflib.get_close_matches(name, candidates, n=1, cutoff=0.6) if suggest else []
+    return f" (nearest: {near[0]})" if near else ""
