@@ -55,7 +55,9 @@ class LossConfig:
     class_weight: float = 1.0
     boxes_weight: float = 5.0
     giou_weight: float = 2.0
-    auxiliary_weights: str = "one"  # "one": earlier layers' terms weigh 1 each, as the original does; "same": as the last layer
+    auxiliary_weights: str = (
+        "one"  # "one": earlier layers' terms weigh 1 each, as the original does; "same": as the last layer
+    )
     no_object_weight: float = 0.1
     detection: float = 0.1
     # masks
@@ -202,4 +204,6 @@ def _value(hint: typing.Any, value: typing.Any, source: str, name: str):
         return float(value)
     elif type(value) is hint:
         return value
-    raise InputError(f"{source}: {name} is {value!r}; expected {getattr(hint, '__name__', hint) if typing.get_origin(hint) is None else hint}")
+    raise InputError(
+        f"{source}: {name} is {value!r}; expected {getattr(hint, '__name__', hint) if typing.get_origin(hint) is None else hint}"
+    )

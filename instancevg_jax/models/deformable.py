@@ -59,9 +59,7 @@ def deformable_attention(
 class DeformableAttention(nnx.Module):
     """Each query looks at a few learned places around its reference point, on every level."""
 
-    def __init__(
-        self, width: int, num_heads: int, num_levels: int, num_points: int, dropout: float, *, rngs: nnx.Rngs
-    ):
+    def __init__(self, width: int, num_heads: int, num_levels: int, num_points: int, dropout: float, *, rngs: nnx.Rngs):
         shape = (num_heads, num_levels, num_points)
         zeros = nnx.initializers.zeros
         self.sampling_offsets = nnx.Linear(width, 2 * math.prod(shape), kernel_init=zeros, rngs=rngs)
@@ -108,9 +106,7 @@ def _ring_offsets(num_heads: int, num_levels: int, num_points: int) -> np.ndarra
     direction = np.stack([np.cos(angle), np.sin(angle)], -1)
     direction /= np.abs(direction).max(-1, keepdims=True)
     steps = np.arange(1, num_points + 1)[:, None]
-    pattern = np.broadcast_to(
-        direction[:, None, None, :] * steps, (num_heads, num_levels, num_points, 2)
-    )
+    pattern = np.broadcast_to(direction[:, None, None, :] * steps, (num_heads, num_levels, num_points, 2))
     return pattern.reshape(-1).astype(np.float32)
 
 

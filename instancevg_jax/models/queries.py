@@ -37,9 +37,7 @@ def select_channels(text: Float[Array, "B L C"], num_queries: int) -> tuple[Floa
     return selected, jnp.ones(selected.shape[:2], bool)
 
 
-def select_points(
-    point_map: Float[Array, "B h w"], num_points: int, distance_weight: float
-) -> Int[Array, "B Q"]:
+def select_points(point_map: Float[Array, "B h w"], num_points: int, distance_weight: float) -> Int[Array, "B Q"]:
     """Flat indices (y * w + x) of points chosen greedily: the best score first, then always the best of
     score + distance_weight * (distance to the nearest chosen point) / diagonal. Ties go to the lowest index.
 
