@@ -6,7 +6,6 @@ original.
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import cv2
 import jax
@@ -18,8 +17,6 @@ from instancevg_jax import boxes as box_ops
 from instancevg_jax.config import EvalConfig
 from instancevg_jax.errors import InputError
 from instancevg_jax.types import Array, Outputs, Predictions
-
-Protocol = Literal["official", "strict"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +32,7 @@ class Grounding:
     no_target_probability: float
 
 
-def postprocess(outputs: Outputs, config: EvalConfig, protocol: Protocol = "strict") -> Predictions:
+def postprocess(outputs: Outputs, config: EvalConfig, protocol: str = "strict") -> Predictions:
     """Answers at the network's picture size, one row a query.
 
     Score: softmax probability of "object", times the probability that anything is meant if `score_weighted`. A query
