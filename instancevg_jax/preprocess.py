@@ -67,7 +67,7 @@ def load_picture(source: Picture) -> UInt8[np.ndarray, "H W 3"]:
         return _from_array(source, "the picture")
     if isinstance(source, Image.Image):
         return _from_pil(source, "the picture")
-    return _decode(_read(Path(source)), str(source))
+    return decode_picture(_read(Path(source)), str(source))
 
 
 def prepare_picture(
@@ -96,8 +96,11 @@ def _read(path: Path) -> bytes:
     return data
 
 
-def _decode(data: bytes, name: str) -> UInt8[np.ndarray, "H W 3"]:
-    """OpenCV decodes; PIL, which unlike OpenCV refuses a truncated file, checks whatever is not evidently whole."""
+def decode_picture(data: bytes, name: str) -> UInt8[np.ndarray, "H W 3"]:
+    """`load_picture` for the content of a file; `name` names it in errors.
+
+    OpenCV decodes; PIL, which unlike OpenCV refuses a truncated file, checks whatever is not evidently whole.
+    """
     if data.startswith(_JPEG_START) and data.rstrip(b"\0").endswith(_JPEG_END):
         return _decode_opencv(data, name)
     try:

@@ -1,0 +1,112 @@
+"""The one typed record that every annotation file becomes, and what a protocol reads from it."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from instancevg_jax.errors import InputError
+
+Protocol = Literal["official", "strict"]
+Box = tuple[float, float, float, float]  # (x1, y1, x2, y2), pixels of the picture
+Polygons = list[list[float]]  # [[x, y, x, y, ...], ...], pixels; the object is their union
+
+
+@dataclass(frozen=True)
+class RLE:
+    """A mask in COCO's compressed run-length encoding."""
+
+    height: int
+    width: int
+    counts: str
+
+
+Segmentation = Polygons | RLE
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One object, as its file states it: `None` stands for null or a missing key, both None for "there is no object"."""
+
+    box: Box | None
+    segmentation: Segmentation | None
+    id: str = ""
+
+
+@dataclass(frozen=True)
+class Record:
+    """A picture, what is said about it, and the objects that are meant (in the file's order, nulls included)."""
+
+    id: str
+    picture: str  # file name, relative to the folder of pictures
+    width: int  # 0 where the file does not state it
+    height: int
+    expressions: tuple[str, ...]  # of the same objects; in training one is drawn at random
+    instances: tuple[Instance, ...]
+    split: str
+    group: str = ""  # train: alternatives of which one is drawn; else: sentences of one object (R-RefCOCO's metric)
+
+    @property
+    def image_key(self) -> str:
+        """What makes two records share a picture: the file name without its folder."""
+        return self.picture.rsplit("/", 1)[-1]
+
+
+class Selection(NamedTuple):
+    """What a protocol takes from a record."""
+
+    objects: tuple[Instance, ...]  # each a target with its own box and mask
+    merged: tuple[Segmentation, ...]  # their union is the merged mask
+
+
+def select(record: Record, protocol: Protocol) -> Selection:
+    """The objects a record's expression means, and the segmentations its merged mask is made of.
+
+    "official" stops where the original stops (its loading.py: `_load_bboxes`, `_load_masks`, `_load_masks_parts`): objects
+    end at the first null box or null or empty segmentation, the merged mask at the first null segmentation. "strict"
+    leaves out what is null and goes on; an object with only a box or only a mask is kept.
+    """
+    if protocol == "strict":
+        objects = tuple(i for i in record.instances if i.box is not None or i.segmentation)
+        return Selection(objects, tuple(i.segmentation for i in objects if i.segmentation))
+    if protocol != "official":
+        raise InputError(f"protocol is {protocol!r}; expected 'official' or 'strict'")
+    objects = _until(record.instances, lambda i: i.box is None or not i.segmentation)
+    merged = _until(record.instances, lambda i: i.segmentation is None)
+    return Selection(objects, tuple(i.segmentation for i in merged if i.segmentation))
+
+
+def most_objects(records: Iterable[Record], protocol: Protocol) -> int:
+    """The largest number of objects in one record: what T has to be for these records."""
+    return max((len(select(record, protocol).objects) for record in records), default=0)
+
+
+def is_training(split: str) -> bool:
+    """Whether a split is trained on: its name starts with "train". There, expressions and groups are drawn from."""
+    return split.startswith("train")
+
+
+def units(records: list[Record]) -> list[range]:
+    """Index ranges into `records` that count as one step of an epoch.
+
+    In a training split a run of records with one `group` is a unit, of which the loader draws one (as the original does
+    for R-RefCOCO and for SimVG's layout); otherwise every record is one. Source: `__call__` of the original's loaders.
+    """
+    starts = [
+        i
+        for i, record in enumerate(records)
+        if i == 0 or not record.group or not is_training(record.split) or record.group != records[i - 1].group
+    ]
+    return [range(a, b) for a, b in zip(starts, [*starts[1:], len(records)], strict=True)]
+
+
+def by_split(records: Iterable[Record]) -> dict[str, list[Record]]:
+    """Records of each split, in order."""
+    splits: dict[str, list[Record]] = {}
+    for record in records:
+        splits.setdefault(record.split, []).append(record)
+    return splits
+
+
+def _until(instances: tuple[Instance, ...], stop: Callable[[Instance], bool]) -> tuple[Instance, ...]:
+    end = next((i for i, instance in enumerate(instances) if stop(instance)), len(instances))
+    return instances[:end]

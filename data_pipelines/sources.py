@@ -1,0 +1,73 @@
+"""Where the loader's items come from: annotations and a folder of pictures, or a prepared data set."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from data_pipelines.records import Record, units
+from data_pipelines.referring import FAMILIES, PICTURES_SPLIT, from_example, split_name
+from data_pipelines.transforms import Choice
+from instancevg_jax.errors import InputError
+
+
+class Folder:
+    """Records as read from an annotation file, and the folder of their pictures. Nothing has to be prepared."""
+
+    def __init__(self, records: Sequence[Record], images: str | Path) -> None:
+        """`images` is the folder that the records' file names are relative to."""
+        self._records, self._images = list(records), Path(images)
+        self._units = units(self._records)
+
+    def __len__(self) -> int:
+        """Items of an epoch: records, or groups of alternatives in training splits."""
+        return len(self._units)
+
+    def __getitem__(self, index: int) -> Choice:
+        """The item `index`, for `transforms.Transform`."""
+        return Choice(self.load, self._units[index])
+
+    def load(self, position: int) -> tuple[Record, Path]:
+        """A record by its position among the records, and the path of its picture."""
+        record = self._records[position]
+        return record, self._images / record.picture
+
+
+class Prepared:
+    """A split of a data set that `data_pipelines.prepare` has written. Picklable."""
+
+    def __init__(self, data_dir: str | Path, family: str, split: str) -> None:
+        """Raises InputError where the data set or the split is not there."""
+        builder = _open(Path(data_dir), "referring", family)
+        self.split = split_name(split)
+        if self.split not in builder.info.splits:
+            raise InputError(
+                f"{builder.data_path}: no split {split!r}; expected one of {', '.join(builder.info.splits)}"
+            )
+        self._records = builder.as_data_source(split=self.split)
+        self._pictures = _open(Path(data_dir), "pictures", family).as_data_source(split=PICTURES_SPLIT)
+        starts = (builder.info.metadata or {}).get("units", {}).get(self.split) or range(len(self._records))
+        self._units = [range(a, b) for a, b in zip(starts, [*starts[1:], len(self._records)], strict=True)]
+
+    def __len__(self) -> int:
+        """Items of an epoch: records, or groups of alternatives in training splits."""
+        return len(self._units)
+
+    def __getitem__(self, index: int) -> Choice:
+        """The item `index`, for `transforms.Transform`."""
+        return Choice(self.load, self._units[index])
+
+    def load(self, position: int) -> tuple[Record, bytes]:
+        """A record by its position in the split, and its picture as the bytes of its file."""
+        example = self._records[position]
+        return from_example(example, self.split), self._pictures[example["picture"]]["bytes"]
+
+
+def _open(data_dir: Path, name: str, family: str) -> Any:  # a DatasetBuilder; its annotations hide arguments
+    if family not in FAMILIES:
+        raise InputError(f"there is no family {family!r} of data sets; expected one of {', '.join(FAMILIES)}")
+    folder = data_dir / name / family / "1.0.0"
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; write it with python -m data_pipelines.prepare {family}")
+    return tfds.builder_from_directory(str(folder))

@@ -1,0 +1,154 @@
+"""A record and its picture -> one example of the shapes the model and the losses take, in numpy.
+
+Source: datasets/pipelines/loading.py and transforms.py (`Resize`, `Normalize`) of the original.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float32, Float64, UInt8
+
+from data_pipelines import masks
+from data_pipelines.augment import Jitter, Window, cut_boxes, cut_mask, cut_picture
+from data_pipelines.records import RLE, Box, Instance, Protocol, Record, Segmentation, select
+from instancevg_jax.errors import InputError
+from instancevg_jax.preprocess import clean_expression, decode_picture, load_picture, prepare_picture
+from instancevg_jax.tokenizer import Tokenizer
+from instancevg_jax.types import Batch, Targets
+
+
+class Choice(NamedTuple):
+    """Alternatives, one of which is drawn and read."""
+
+    load: Callable[[int], tuple[Record, bytes | Path]]  # a position -> its record, and its picture's bytes or path
+    positions: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Transform:
+    """Draws a record and an expression of a `Choice` and makes the example. Picklable, so that workers can have it.
+
+    Raises InputError, naming the record, for a picture that is missing, damaged or of another size than stated, an
+    expression without words, a mask that cannot be drawn, and more than `max_targets` objects.
+    """
+
+    tokenizer: Tokenizer
+    height: int
+    width: int
+    max_tokens: int
+    max_targets: int
+    protocol: Protocol = "official"
+    jitter: Jitter | None = None
+
+    def __call__(self, choice: Choice, rng: np.random.Generator) -> Batch:
+        """One example, without the batch dimension; `example_weight` is 1."""
+        record, picture = choice.load(choice.positions[int(rng.integers(len(choice.positions)))])
+        expression = record.expressions[int(rng.integers(len(record.expressions)))]
+        try:
+            rgb = load_picture(picture) if isinstance(picture, Path) else decode_picture(picture, record.picture)
+            window = self.jitter.draw(record, expression, rgb.shape[:2], rng) if self.jitter else None
+            return self.example(record, expression, rgb, window)
+        except InputError as error:
+            raise InputError(f"record {record.id} ({record.picture}): {error}") from error
+
+    def example(
+        self, record: Record, expression: str, rgb: UInt8[np.ndarray, "h w 3"], window: Window | None = None
+    ) -> Batch:
+        """The example of one expression of a record, whose picture is `rgb`; of a part of it where `window` is given."""
+        height, width = rgb.shape[:2]
+        if (record.height, record.width) not in ((height, width), (0, 0)):
+            stated = f"{record.width} x {record.height}"
+            raise InputError(f"the annotations state {stated} pixels; the picture has {width} x {height}")
+        token_ids, token_mask = self.tokenizer.encode(clean_expression(expression), self.max_tokens)
+        return Batch(
+            images=prepare_picture(cut_picture(rgb, window) if window else rgb, self.height, self.width),
+            token_ids=token_ids,
+            token_mask=token_mask,
+            targets=self.targets(record, height, width, window),
+            example_weight=np.float32(1),
+        )
+
+    def targets(self, record: Record, height: int, width: int, window: Window | None = None) -> Targets:
+        """Boxes and masks of a record whose picture has this size, resized and padded to T = `max_targets`."""
+        objects, merged = select(record, self.protocol)
+        if len(objects) > self.max_targets:
+            raise InputError(f"it has {len(objects)} objects; expected at most max_targets = {self.max_targets}")
+        valid = np.arange(self.max_targets) < len(objects)
+        boxes = np.zeros((self.max_targets, 4), np.float32)
+        parts = np.zeros((self.max_targets, self.height, self.width), bool)
+        for i, instance in enumerate(objects):
+            parts[i] = self._mask(mask_of(instance, height, width), window)
+        if objects:
+            xyxy = np.array([box_of(instance, height, width) for instance in objects], np.float64)
+            boxes[: len(objects)] = self._boxes(xyxy, height, width, window)
+        if [i.segmentation for i in objects] == list(merged):
+            whole = parts.any(axis=0)
+        else:
+            whole = self._merged(objects, merged, height, width, window)
+        return Targets(boxes=boxes, valid=valid, masks=parts, mask=whole)
+
+    def _boxes(
+        self, xyxy: Float64[np.ndarray, "N 4"], height: int, width: int, window: Window | None
+    ) -> Float32[np.ndarray, "N 4"]:
+        xyxy = clip_boxes(xyxy, height, width)
+        if window:
+            xyxy, (height, width) = cut_boxes(xyxy, window), window.size
+        return to_cxcywh(scale_boxes(xyxy, (height, width), (self.height, self.width)), self.height, self.width)
+
+    def _mask(self, rle: RLE, window: Window | None) -> Bool[np.ndarray, "H W"]:
+        mask = masks.decode(rle)
+        return masks.resize(cut_mask(mask, window) if window else mask, self.height, self.width)
+
+    def _merged(
+        self,
+        objects: tuple[Instance, ...],
+        merged: tuple[Segmentation, ...],
+        height: int,
+        width: int,
+        window: Window | None,
+    ) -> Bool[np.ndarray, "H W"]:
+        """The union where it is not the objects' own masks: the official stop, or objects that have only a box."""
+        rles = [masks.to_rle(s, height, width) for s in merged]
+        rles += [mask_of(i, height, width) for i in objects if not i.segmentation]
+        whole = np.zeros((self.height, self.width), bool)
+        for rle in rles:
+            whole |= self._mask(rle, window)
+        return whole
+
+
+def mask_of(instance: Instance, height: int, width: int) -> RLE:
+    """An object's mask at its picture's size; of one with only a box (strict protocol), the box filled."""
+    if instance.segmentation:
+        return masks.to_rle(instance.segmentation, height, width)
+    if instance.box is None:
+        raise InputError("an object has neither box nor mask")
+    return masks.from_box(instance.box, height, width)
+
+
+def box_of(instance: Instance, height: int, width: int) -> Box:
+    """An object's box; of one with only a mask (strict protocol), the box around it."""
+    return instance.box or masks.bounds(mask_of(instance, height, width))
+
+
+def clip_boxes(xyxy: Float64[np.ndarray, "N 4"], height: int, width: int) -> Float64[np.ndarray, "N 4"]:
+    """Clip to [0, width - 1] and [0, height - 1]. Source: `_load_bboxes` in loading.py of the original."""
+    limits = np.array([width - 1, height - 1, width - 1, height - 1], np.float64)
+    return np.clip(xyxy, 0, limits)
+
+
+def scale_boxes(
+    xyxy: Float64[np.ndarray, "N 4"], source: tuple[int, int], target: tuple[int, int]
+) -> Float64[np.ndarray, "N 4"]:
+    """Pixels of a picture of `source` (height, width) -> of `target`. The factors are float32: `Resize` has them so."""
+    vertical, horizontal = target[0] / source[0], target[1] / source[1]
+    return xyxy * np.array([horizontal, vertical, horizontal, vertical], np.float32)
+
+
+def to_cxcywh(xyxy: Float64[np.ndarray, "N 4"], height: int, width: int) -> Float32[np.ndarray, "N 4"]:
+    """Pixels, xyxy -> cxcywh in [0, 1]."""
+    low, high = xyxy[:, :2], xyxy[:, 2:]
+    size = np.array([width, height], np.float64)
+    return np.concatenate([(low + high) / 2 / size, (high - low) / size], axis=1).astype(np.float32)

@@ -1,0 +1,191 @@
+"""Examples equal the original's loaders (F8): ids and masks bit for bit, boxes exactly, pictures to 1e-6."""
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from data_pipelines import annotations, masks
+from data_pipelines.augment import Jitter, Window, cut_boxes, cut_mask, cut_picture
+from data_pipelines.records import RLE, Instance, Record, select
+from data_pipelines.transforms import Choice, Transform, box_of, clip_boxes, scale_boxes
+from instancevg_jax.errors import InputError
+from instancevg_jax.tokenizer import Tokenizer
+from tests import oracle
+
+SIZES = {1: (48, 80), 2: (101, 61), 3: (64, 64), 4: (37, 90)}
+COUNTS = {"GRefCOCO": 5, "RefZOM": 5, "RRefCOCO": 5, "MixedSeg": 4}
+SQUARE = [[2.0, 2.0, 8.0, 2.0, 8.0, 8.0, 2.0, 8.0]]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.from_bytes(oracle.fixture("f8_tokenizer")["spm_model_bytes"].tobytes(), "fixture")
+
+
+def transform_of(tokenizer: Tokenizer, size: int = 64, max_tokens: int = 50, **options) -> Transform:
+    return Transform(tokenizer, size, size, max_tokens, options.pop("max_targets", 4), **options)
+
+
+def fixture_records(tmp_path: Path, family: str) -> list[Record]:
+    """The family's annotations of F8, read as a file of that family is."""
+    path = tmp_path / "instance.json"
+    path.write_text(json.dumps(json.loads(oracle.path("fixtures/f8_annotations.json").read_text())[family]))
+    return annotations.read(path)
+
+
+def fixture_picture(record: Record) -> np.ndarray:
+    image_id = int(record.picture.split("_")[-1].removesuffix(".jpg"))
+    return np.ascontiguousarray(oracle.recipe().make_picture(image_id, *SIZES[image_id])[..., ::-1])
+
+
+def unpack(bits: np.ndarray, height: int, width: int) -> np.ndarray:
+    return np.unpackbits(bits, axis=-1, count=height * width).reshape(*bits.shape[:-1], height, width).astype(bool)
+
+
+@pytest.mark.parametrize("size", [64, 320])
+@pytest.mark.parametrize("family", COUNTS)
+def test_examples_equal_the_originals(tmp_path: Path, tokenizer: Tokenizer, family: str, size: int):
+    fixture = oracle.fixture(f"f8_pipeline{size}")
+    transform = transform_of(tokenizer, size, 20 if family == "MixedSeg" else 50)
+    records = fixture_records(tmp_path, family)
+    assert len(records) == COUNTS[family]
+    for i, record in enumerate(records):
+        expected = {k.split("_", 1)[1]: v for k, v in fixture.items() if k.startswith(f"{family}::{i}_")}
+        example = transform.example(record, record.expressions[0], fixture_picture(record))
+        if "img" in expected:
+            step = size // expected["img"].shape[-1]
+            ours = example.images[::step, ::step]
+            np.testing.assert_allclose(ours, expected["img"].transpose(1, 2, 0), atol=1e-6, rtol=0)
+        np.testing.assert_array_equal(example.token_ids, expected["ids"])
+        np.testing.assert_array_equal(example.token_mask, expected["mask"] == 0)
+        targets = example.targets
+        count = len(expected["parts_bits"])
+        assert targets.valid.tolist() == [True] * count + [False] * (4 - count)
+        if count:
+            np.testing.assert_array_equal(targets.masks[:count], unpack(expected["parts_bits"], size, size))
+        np.testing.assert_array_equal(targets.mask, unpack(expected["gt_mask_bits"], size, size))
+        assert not targets.masks[count:].any()
+        boxes = expected["gt_bbox_f64"].reshape(-1, 4)
+        np.testing.assert_array_equal(resized_boxes(record, size), boxes)
+        centre, extent = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
+        np.testing.assert_allclose(targets.boxes[:count] * size, np.hstack([centre, extent]), atol=1e-4, rtol=1e-6)
+
+
+def resized_boxes(record: Record, size: int) -> np.ndarray:
+    """Boxes in pixels of the network's picture, as the original hands them on."""
+    objects = select(record, "official").objects
+    xyxy = np.array([box_of(o, record.height, record.width) for o in objects], np.float64).reshape(-1, 4)
+    clipped = clip_boxes(xyxy, record.height, record.width)
+    return scale_boxes(clipped, (record.height, record.width), (size, size))
+
+
+def test_polygons_are_drawn_as_the_originals_bit_for_bit():
+    fixture = oracle.fixture("f8_polygons")
+    for i in range(4):
+        drawn = masks.decode(masks.to_rle([fixture[f"poly_{i}_f64"].tolist()], 101, 90))
+        np.testing.assert_array_equal(drawn.astype(bool), unpack(fixture[f"mask_{i}_bits"], 101, 90))
+    both = masks.to_rle([fixture["poly_0_f64"].tolist(), fixture["poly_1_f64"].tolist()], 101, 90)
+    np.testing.assert_array_equal(masks.decode(both).astype(bool), unpack(fixture["merge01_bits"], 101, 90))
+    stored = masks.decode(RLE(48, 80, str(fixture["rle_counts"])))
+    np.testing.assert_array_equal(stored.astype(bool), unpack(fixture["rle_bits"], 48, 80))
+
+
+def record_of(*instances: Instance, expressions: tuple[str, ...] = ("a dog",)) -> Record:
+    return Record("r", "a.jpg", 20, 10, expressions, instances, "train")
+
+
+def test_protocols_differ_after_a_null():
+    first, null = Instance((2, 2, 8, 8), SQUARE), Instance(None, None)
+    last = Instance((10, 2, 16, 8), [[10.0, 2.0, 16.0, 2.0, 16.0, 8.0, 10.0, 8.0]])
+    record = record_of(first, null, last)
+    assert select(record, "official").objects == (first,)
+    assert select(record, "official").merged == (first.segmentation,)
+    assert select(record, "strict").objects == (first, last)
+    empty = record_of(first, Instance((0, 0, 5, 5), []), last)
+    assert select(empty, "official").objects == (first,)
+    assert select(empty, "official").merged == (first.segmentation, last.segmentation)
+    assert len(select(empty, "strict").objects) == 3
+
+
+def test_strict_takes_a_lone_box_or_mask(tokenizer: Tokenizer):
+    record = record_of(Instance((2, 2, 8, 8), None), Instance(None, [[10.0, 2.0, 16.0, 2.0, 16.0, 8.0, 10.0, 8.0]]))
+    targets = transform_of(tokenizer, 20, protocol="strict").targets(record, 10, 20)
+    assert targets.valid.tolist() == [True, True, False, False]
+    np.testing.assert_allclose(targets.boxes[:2], [[0.25, 0.5, 0.3, 0.6], [0.65, 0.5, 0.3, 0.6]], atol=1e-6)
+    assert targets.masks.sum(axis=(1, 2)).tolist() == [72, 72, 0, 0]
+    np.testing.assert_array_equal(targets.mask, targets.masks.any(axis=0))
+
+
+def test_more_objects_than_targets_is_an_error(tokenizer: Tokenizer):
+    record = record_of(*[Instance((2, 2, 8, 8), SQUARE)] * 5)
+    choice = Choice(lambda position: (record, fixture_jpeg()), [0])
+    with pytest.raises(InputError, match=r"record r \(a.jpg\): it has 5 objects; expected at most max_targets = 4"):
+        transform_of(tokenizer)(choice, np.random.default_rng(0))
+
+
+def test_a_picture_of_another_size_is_an_error(tokenizer: Tokenizer):
+    with pytest.raises(InputError, match="annotations state 20 x 10 pixels; the picture has 30 x 10"):
+        transform_of(tokenizer).example(record_of(), "a dog", np.zeros((10, 30, 3), np.uint8))
+
+
+def fixture_jpeg() -> bytes:
+    return cv2.imencode(".jpg", np.full((10, 20, 3), 90, np.uint8))[1].tobytes()
+
+
+def test_expressions_and_alternatives_are_all_drawn(tokenizer: Tokenizer):
+    records = [record_of(expressions=("red", "blue")), record_of(expressions=("a dog",))]
+    choice = Choice(lambda position: (records[position], fixture_jpeg()), range(2))
+    transform, rng = transform_of(tokenizer), np.random.default_rng(0)
+    drawn = {tuple(transform(choice, rng).token_ids.tolist()) for _ in range(40)}
+    assert drawn == {tuple(tokenizer.encode(text, 50)[0].tolist()) for text in ("red", "blue", "a dog")}
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("size", [(6, 12), (20, 40)])
+def test_a_window_moves_boxes_as_it_moves_masks(flip: bool, size: tuple[int, int]):
+    mask = np.zeros((10, 20), np.uint8)
+    mask[3:7, 5:11] = 1
+    window = Window(2, 1, size, flip) if size[0] < 10 else Window(0, 0, size, flip)
+    moved = cut_mask(mask, window)
+    assert moved.shape == size
+    rows, columns = np.nonzero(moved)
+    (box,) = cut_boxes(np.array([[5.0, 3.0, 11.0, 7.0]]), window)
+    np.testing.assert_array_equal(box, [columns.min(), rows.min(), columns.max() + 1, min(rows.max() + 1, size[0] - 1)])
+    assert cut_picture(np.zeros((10, 20, 3), np.uint8), window).shape == (*size, 3)
+
+
+def test_jitter_keeps_sentences_true():
+    rng = np.random.default_rng(0)
+    record = record_of(Instance((2, 2, 8, 8), SQUARE))
+    jitter = Jitter()
+    plain = [jitter.draw(record, "a red dog", (100, 200), rng) for _ in range(200)]
+    assert any(w and w.flip for w in plain)
+    assert any(w and w.size < (100, 200) for w in plain)
+    assert any(w and w.size > (100, 200) for w in plain)
+    for window in plain:
+        if window and window.size[0] < 100:
+            assert window.x <= 8
+            assert window.y <= 8
+    for text in ("the LEFT dog", "second from right", "leftmost", "dog on right-hand side"):
+        assert {jitter.draw(record, text, (100, 200), rng) for _ in range(50)} == {None}
+    placed = {jitter.draw(record, "dog in the middle", (100, 200), rng) for _ in range(50)}
+    assert placed == {None, Window(0, 0, (100, 200), True)}
+
+
+def test_jittered_examples_keep_their_shapes(tokenizer: Tokenizer):
+    record = record_of(Instance((2, 2, 8, 8), SQUARE), expressions=("a red dog",))
+    choice = Choice(lambda position: (record, fixture_jpeg()), [0])
+    transform, rng = transform_of(tokenizer, 32, jitter=Jitter()), np.random.default_rng(1)
+    for _ in range(20):
+        targets = transform(choice, rng).targets
+        assert targets.masks.shape == (4, 32, 32)
+        assert targets.mask.any()
+        cx, cy, w, h = targets.boxes[0]
+        rows, columns = np.nonzero(targets.mask)
+        np.testing.assert_allclose(columns.mean() + 0.5, cx * 32, atol=2.5)
+        np.testing.assert_allclose(rows.mean() + 0.5, cy * 32, atol=2.5)
+        assert w > 0
+        assert h > 0
