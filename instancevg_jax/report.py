@@ -1,0 +1,249 @@
+"""One self-contained HTML file that shows how a run went: tables, curves, bars, and pictures of successes and failures.
+
+No template language and nothing fetched from elsewhere: pictures are embedded, plots are inline SVG, colours follow the
+reader's light or dark mode.
+"""
+
+import base64
+import math
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+Number = int | float
+Cell = str | Number | None
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under a header. Floats are shown with three decimals, None as a dash."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Curves over one x axis, such as losses over steps. Points that are not finite are left out."""
+
+    title: str
+    x_label: str
+    series: dict[str, Sequence[tuple[Number, Number]]]  # name -> (x, y) in order
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One horizontal bar, in [0, 1], with a tick at what it should be compared with."""
+
+    label: str
+    value: Number
+    reference: Number | None = None
+
+
+@dataclass(frozen=True)
+class Bars:
+    """Bars under one another, such as the score of every template. `reference_label` says what the ticks are."""
+
+    title: str
+    bars: Sequence[Bar]
+    reference_label: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture (RGB uint8, as `visualize.draw_grounding` gives it) and a line below it."""
+
+    image: np.ndarray  # [H, W, 3]
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Pictures in a grid."""
+
+    title: str
+    pictures: Sequence[Picture]
+    note: str = ""
+
+
+def write_report(
+    path: str | Path,
+    title: str,
+    tables: Sequence[Table] = (),
+    plots: Sequence[Lines | Bars] = (),
+    galleries: Sequence[Gallery] = (),
+    notes: Sequence[str] = (),
+) -> None:
+    """Write the report to `path`, whole or not at all.
+
+    Args:
+        path: the HTML file; its folder is made if need be.
+        title: heading of the page.
+        tables: results, the most important first.
+        plots: curves and bars.
+        galleries: pictures; by custom one of successes and one of failures.
+        notes: paragraphs at the end: how it was measured, what it cannot do.
+    """
+    sections = [*map(_table, tables), *map(_plot, plots), *map(_gallery, galleries)]
+    if notes:
+        sections.append(_section("Notes", "".join(f"<p>{escape(note)}</p>" for note in notes)))
+    text = _PAGE.format(title=escape(title), style=_STYLE, body="\n".join(sections))
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def _section(title: str, content: str, note: str = "") -> str:
+    below = f'<p class="note">{escape(note)}</p>' if note else ""
+    return f"<section><h2>{escape(title)}</h2>{content}{below}</section>"
+
+
+def _number(value: Cell) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def _table(table: Table) -> str:
+    head = "".join(f"<th>{escape(name)}</th>" for name in table.header)
+    rows = ("".join(f"<td>{escape(_number(cell))}</td>" for cell in row) for row in table.rows)
+    body = "".join(f"<tr>{row}</tr>" for row in rows)
+    html = f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    return _section(table.title, html, table.note)
+
+
+def _gallery(gallery: Gallery) -> str:
+    if not gallery.pictures:
+        return _section(gallery.title, '<p class="note">none</p>', gallery.note)
+    figures = "".join(
+        f'<figure><img loading="lazy" alt="{escape(p.caption)}" src="{_embedded(p.image)}">'
+        f"<figcaption>{escape(p.caption)}</figcaption></figure>"
+        for p in gallery.pictures
+    )
+    return _section(gallery.title, f'<div class="grid">{figures}</div>', gallery.note)
+
+
+def _embedded(image: np.ndarray) -> str:
+    done, data = cv2.imencode(".jpg", np.ascontiguousarray(image[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, 88])
+    assert done, f"cannot encode a picture of shape {image.shape}"
+    return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode()
+
+
+def _plot(plot: Lines | Bars) -> str:
+    content = _lines(plot) if isinstance(plot, Lines) else _bars(plot)
+    return _section(plot.title, content, plot.note)
+
+
+def _ticks(low: Number, high: Number) -> list[float]:
+    """About five round numbers that lie in [low, high]."""
+    raw = (high - low) / 5
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(s * power for s in (1, 2, 2.5, 5, 10) if s * power >= raw)
+    return [i * step for i in range(math.ceil(low / step), math.floor(high / step + 1e-9) + 1)]
+
+
+def _range(values: list[Number]) -> tuple[Number, Number]:
+    low, high = min(values), max(values)
+    return (low, high) if high > low else (low - 0.5, high + 0.5)
+
+
+def _lines(plot: Lines) -> str:
+    series = {name: [p for p in points if all(map(math.isfinite, p))] for name, points in plot.series.items()}
+    points = [point for values in series.values() for point in values]
+    if not points:
+        return '<p class="note">no data</p>'
+    left, top, width, height = 64, 12, 640, 240
+    (x0, x1), (y0, y1) = _range([p[0] for p in points]), _range([p[1] for p in points])
+
+    def at(x: Number, y: Number) -> tuple[float, float]:
+        return left + (x - x0) / (x1 - x0) * width, top + (1 - (y - y0) / (y1 - y0)) * height
+
+    parts = []
+    for y in _ticks(y0, y1):
+        v = at(x0, y)[1]
+        parts.append(f'<line class="axis" x1="{left}" x2="{left + width}" y1="{v:.1f}" y2="{v:.1f}"/>')
+        parts.append(f'<text class="end" x="{left - 8}" y="{v + 4:.1f}">{y:g}</text>')
+    for x in _ticks(x0, x1):
+        parts.append(f'<text class="middle" x="{at(x, y0)[0]:.1f}" y="{top + height + 18}">{x:g}</text>')
+    parts.append(f'<text class="end" x="{left + width}" y="{top + height + 36}">{escape(plot.x_label)}</text>')
+    for i, values in enumerate(series.values()):
+        path = " ".join(f"{u:.1f},{v:.1f}" for u, v in (at(*point) for point in values))
+        parts.append(f'<polyline class="c{i % 6}" points="{path}"/>')
+    names = "".join(f'<span><i class="c{i % 6}"></i>{escape(name)}</span>' for i, name in enumerate(series))
+    box = f"0 0 {left + width + 24} {top + height + 44}"
+    return f'<div class="legend">{names}</div><svg viewBox="{box}" role="img">{"".join(parts)}</svg>'
+
+
+def _bars(plot: Bars) -> str:
+    if not plot.bars:
+        return '<p class="note">no data</p>'
+    legend = f'<div class="legend"><span><i class="tick"></i>{escape(plot.reference_label)}</span></div>'
+    rows = "".join(
+        f'<div class="label">{escape(bar.label)}</div><div class="track"><b style="width:{_percent(bar.value)}"></b>'
+        + ("" if bar.reference is None else f'<i class="tick" style="left:{_percent(bar.reference)}"></i>')
+        + f'</div><div class="value">{_number(float(bar.value))}</div>'
+        for bar in plot.bars
+    )
+    return (legend if plot.reference_label else "") + f'<div class="bars">{rows}</div>'
+
+
+def _percent(value: Number) -> str:
+    return f"{100 * min(max(value, 0.0), 1.0) if math.isfinite(value) else 0:.1f}%"
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark"><title>{title}</title><style>{style}</style></head>
+<body><main><h1>{title}</h1>
+{body}
+</main></body></html>
+"""
+
+_STYLE = """
+:root { --page:#f6f7f9; --card:#fff; --ink:#1b1e24; --soft:#626b7a; --line:#dfe3ea; --bar:#2f7de1; --tick:#d6453d;
+  --c0:#2f7de1; --c1:#e2602c; --c2:#2b9a55; --c3:#b23b8c; --c4:#b58900; --c5:#6b57d6; }
+@media (prefers-color-scheme: dark) { :root { --page:#14161a; --card:#1d2026; --ink:#e8eaee; --soft:#9aa3b2; --line:#333842;
+  --bar:#4b93ee; --tick:#ff7b72; --c0:#5aa2f5; --c1:#ff8a5c; --c2:#4fc47c; --c3:#e07bc0; --c4:#e0b53a; --c5:#a194ff; } }
+body { margin:0; background:var(--page); color:var(--ink); font:15px/1.5 system-ui, "Segoe UI", Helvetica, Arial, sans-serif; }
+main { max-width:1120px; margin:0 auto; padding:24px 20px 64px; }
+h1 { font-size:26px; margin:8px 0 20px; } h2 { font-size:17px; margin:0 0 12px; }
+section { background:var(--card); border:1px solid var(--line); border-radius:10px; padding:18px 20px; margin:0 0 18px; }
+.note { color:var(--soft); margin:10px 0 0; } section p { max-width:80ch; } .wide { overflow-x:auto; }
+table { border-collapse:collapse; font-variant-numeric:tabular-nums; }
+th, td { padding:6px 18px 6px 0; text-align:right; border-bottom:1px solid var(--line); white-space:nowrap; }
+th:first-child, td:first-child { text-align:left; } th { color:var(--soft); font-weight:600; } tr:last-child td { border:0; }
+.grid { display:grid; grid-template-columns:repeat(auto-fill, minmax(min(100%, 420px), 1fr)); gap:16px; }
+figure { margin:0; } img { width:100%; border-radius:6px; display:block; }
+figcaption { color:var(--soft); font-size:13px; margin-top:6px; }
+svg { width:100%; max-width:760px; display:block; } svg text { font-size:12px; fill:var(--soft); }
+.end { text-anchor:end; } .middle { text-anchor:middle; } .axis { stroke:var(--line); }
+polyline { fill:none; stroke-width:1.8; stroke-linejoin:round; }
+.c0 { stroke:var(--c0); background:var(--c0); } .c1 { stroke:var(--c1); background:var(--c1); }
+.c2 { stroke:var(--c2); background:var(--c2); } .c3 { stroke:var(--c3); background:var(--c3); }
+.c4 { stroke:var(--c4); background:var(--c4); } .c5 { stroke:var(--c5); background:var(--c5); }
+.legend { display:flex; flex-wrap:wrap; gap:4px 18px; color:var(--soft); font-size:13px; margin-bottom:8px; }
+.legend i { display:inline-block; width:14px; height:3px; margin:0 6px 3px 0; vertical-align:middle; }
+.legend i.tick { width:2px; height:13px; position:static; }
+.bars { display:grid; grid-template-columns:max-content minmax(120px, 1fr) max-content; gap:6px 12px; align-items:center; }
+.track { position:relative; height:14px; background:var(--line); border-radius:4px; }
+.track b { position:absolute; inset:0 auto 0 0; background:var(--bar); border-radius:4px; }
+.tick { position:absolute; top:-3px; bottom:-3px; width:2px; background:var(--tick); }
+.value { font-variant-numeric:tabular-nums; }
+"""
