@@ -155,7 +155,7 @@ def _read_zip(file: BinaryIO, path: Path) -> Checkpoint:
 
     order = content(f"{top}byteorder", 16) if f"{top}byteorder" in records else b"little"
     if order not in (b"little", b"big"):
-        raise InputError(f"{path}: the byte order {shown(order)}; expected little or big")
+        raise InputError(f"{path}: the byte order {order!r}; expected little or big")
     storages: dict[str, Storage] = {}
 
     def persistent(reference: Any) -> Storage:
@@ -174,7 +174,8 @@ def _read_zip(file: BinaryIO, path: Path) -> Checkpoint:
 
 def _read_legacy(file: BinaryIO, path: Path) -> Checkpoint:
     file.seek(0)
-    stream = io.BytesIO(file.read(MAX_PICKLE_BYTES))
+    size = path.stat().st_size
+    stream = io.BytesIO(file.read(min(size, MAX_PICKLE_BYTES)))
     storages: dict[str, Storage] = {}
 
     def persistent(reference: Any) -> Storage:
@@ -185,8 +186,7 @@ def _read_legacy(file: BinaryIO, path: Path) -> Checkpoint:
         return _shared(storages, key, Storage(path, nbytes, dtype))
 
     def load() -> Any:
-        constructors = _constructors(path.stat().st_size)
-        return pickle_data.load(stream, str(path), constructors, TORCH_NAMES, persistent)
+        return pickle_data.load(stream, str(path), _constructors(size), TORCH_NAMES, persistent)
 
     if load() != MAGIC:
         raise InputError(f"{path}: a pickle, but not torch's; expected what torch.save writes")
@@ -230,7 +230,9 @@ def _shared(storages: dict[str, Storage], key: str, described: Storage) -> Stora
 def _reference(reference: Any) -> tuple[np.dtype | None, str, int]:
     """dtype, key and bytes of ("storage", type, key, device, number of elements)."""
     match reference:
-        case ("storage", Name(kind), str() as key, str(), int() as count) if kind in STORAGE_TYPES and 0 <= count < 2**56:
+        case ("storage", Name(kind), str() as key, str(), int() as count) if (
+            kind in STORAGE_TYPES and 0 <= count < 2**56
+        ):
             dtype = STORAGE_TYPES[kind]
             return dtype, key, count * (dtype.itemsize if dtype else 1)
     raise Malformed("found a reference to something else than a tensor's storage")
