@@ -4,12 +4,13 @@ A scene is built so that the sentence gets the answer decided on, then `resolve`
 sentence is ambiguous, or means something else, is thrown away and drawn again. The sentence and the kind of answer
 are never redrawn, and the number of objects is drawn before the answer, so neither tells the answer.
 
-The objects of a scene are listed from back to front. An object is hidden by, or hides, one neighbour at most, and
-their centres keep `OVERLAP` of the sum of their radii, so at least half of each object can be seen.
+The objects of a scene are listed from back to front. An object is hidden by, or hides, one neighbour at most, by at
+most `HIDDEN_DEPTH` radii of the smaller of the two, so more than half of each object can be seen.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from math import sqrt
 
 from data_pipelines.shapes_dice import Dice
 from data_pipelines.shapes_language import (
@@ -27,12 +28,15 @@ from data_pipelines.shapes_language import (
 
 OBJECT_COUNTS = {"basic": (2, 4), "full": (3, 8)}
 RADII = {"small": (0.085, 0.105), "large": (0.165, 0.2)}  # of the picture's shorter side
-OVERLAP = 0.78  # least distance of centres over sum of radii
-APART = 1.12  # the same for objects that do not touch
+HIDDEN_DEPTH = 0.7  # how far two outlines may overlap, in radii of the smaller one
+APART = 1.12  # least distance of centres over sum of radii, for objects that do not touch
 _NEAR_MISS = 0.6  # share of distractors that miss a noun of the sentence by one attribute
 _ECHO = 0.25  # share that repeat an earlier distractor's colour and shape
+_NESTLE = 0.3  # share of objects that are tried right at an earlier one, to hide it or be hidden
 _CROWD = 6  # from so many objects on, large ones are rarer, to fit in
-_Places = list[tuple[float, float]]
+_EDGE = 1.05  # radii from the picture's edge
+_Place = tuple[float, float]
+_Places = list[_Place]
 
 
 def draw_scene(
@@ -47,7 +51,7 @@ def draw_scene(
     kind: Kind = "none" if dice.below(3) == 0 else dice.pick(expression.kinds)
     while True:
         things = _draw_things(dice, expression, kind, count, held_out)
-        places = _place(dice, [thing.radius for thing in things], _hints(dice, expression, kind, things))
+        places = _arranged(dice, [thing.radius for thing in things], _hints(dice, expression, kind, things))
         if places is None:
             continue
         order = dice.shuffled(range(count))
@@ -173,15 +177,13 @@ def _hints(dice: Dice, expression: Expression, kind: Kind, things: list[SceneObj
         return [one, two, spot]
 
 
-def _place(dice: Dice, radii: list[float], hints: _Places) -> _Places | None:
+def _arranged(dice: Dice, radii: list[float], hints: _Places) -> _Places | None:
     """Centres with all objects inside the picture and none hidden too much; None where they did not fit."""
-    places: dict[int, tuple[float, float]] = {}
+    places: dict[int, _Place] = {}
     touched: set[int] = set()
     largest_first = sorted(range(len(hints), len(radii)), key=lambda i: -radii[i])
     for i in [*range(len(hints)), *largest_first]:
-        for _ in range(1 if i < len(hints) else 30):
-            edge = 1.05 * radii[i]
-            spot = hints[i] if i < len(hints) else (dice.uniform(edge, 1 - edge), dice.uniform(edge, 1 - edge))
+        for spot in hints[i : i + 1] or _spots(dice, radii[i], places, radii):
             touching = _touching(spot, radii[i], places, radii)
             if touching is not None and len(touching) <= 1 and not touched.intersection(touching):
                 places[i] = spot
@@ -192,15 +194,30 @@ def _place(dice: Dice, radii: list[float], hints: _Places) -> _Places | None:
     return [places[i] for i in range(len(radii))]
 
 
-def _touching(
-    spot: tuple[float, float], radius: float, places: dict[int, tuple[float, float]], radii: list[float]
-) -> list[int] | None:
+def _spots(dice: Dice, radius: float, places: dict[int, _Place], radii: list[float]) -> Iterator[_Place]:
+    """Places to try for one object: perhaps a few right at one placed before, then some anywhere."""
+    low, high = _EDGE * radius, 1 - _EDGE * radius
+    if places and dice.chance(_NESTLE):
+        for _ in range(6):
+            j = dice.pick(list(places))
+            dx, dy = dice.uniform(-1, 1), dice.uniform(-1, 1)
+            reach = radius + radii[j] - HIDDEN_DEPTH * min(radius, radii[j]) * dice.uniform(0.5, 1)
+            scale = reach / max(sqrt(dx * dx + dy * dy), 1e-3)
+            x, y = places[j][0] + scale * dx, places[j][1] + scale * dy
+            if low <= x <= high and low <= y <= high:
+                yield x, y
+    for _ in range(30):
+        yield dice.uniform(low, high), dice.uniform(low, high)
+
+
+def _touching(spot: _Place, radius: float, places: dict[int, _Place], radii: list[float]) -> list[int] | None:
     """Which placed objects one at `spot` would touch; None if it would hide one, or be hidden, too much."""
     touching = []
     for j, (x, y) in places.items():
         dx, dy, reach = spot[0] - x, spot[1] - y, radius + radii[j]
         squared = dx * dx + dy * dy
-        if squared < OVERLAP * OVERLAP * reach * reach:
+        nearest = reach - HIDDEN_DEPTH * min(radius, radii[j])
+        if squared < nearest * nearest:
             return None
         if squared < APART * APART * reach * reach:
             touching.append(j)

@@ -44,10 +44,12 @@ SIDES = {"left": (-1, 0), "right": (1, 0), "top": (0, -1), "bottom": (0, 1)}
 SUPERLATIVES = {"leftmost": (-1, 0), "rightmost": (1, 0), "highest": (0, -1), "lowest": (0, 1)}
 LARGEST, SMALLEST = "largest", "smallest"
 
-RELATION_MARGIN = 0.1  # of the picture: how far "left of" must be left
-ORDER_MARGIN = 0.06  # of the picture, between neighbours in an order
+# Margins of centres are fractions of the picture. Partly hidden objects seem displaced by up to 0.07.
+RELATION_MARGIN = 0.12  # how far left "left of" must be
+OPPOSITE_MARGIN = 0.03  # how far right it must be for "left of" to be plainly false
+ORDER_MARGIN = 0.09  # between neighbours in an order
 SIZE_MARGIN = 1.25  # ratio of radii, for "largest" and "smallest"
-BETWEEN_LENGTH = 0.35  # of the picture: the least distance of the two that something is between
+BETWEEN_LENGTH = 0.35  # the least distance of the two that something is between
 
 
 @dataclass(frozen=True)
@@ -176,13 +178,13 @@ def _related(expression: Expression, found: list[int], things: Sequence[SceneObj
 
 
 def _beside(thing: SceneObject, anchor: SceneObject, towards: tuple[int, int]) -> bool | None:
-    """True within 45 degrees of the direction and far enough, False on the other side, None in doubt."""
+    """True within 42 degrees of the direction and far enough, False on the other side, None in doubt."""
     dx, dy = thing.centre[0] - anchor.centre[0], thing.centre[1] - anchor.centre[1]
     along = dx * towards[0] + dy * towards[1]
     across = abs(dx * towards[1]) + abs(dy * towards[0])
-    if along >= RELATION_MARGIN and across <= along:
+    if along >= RELATION_MARGIN and across <= 0.9 * along:
         return True
-    return False if along <= 0 else None
+    return False if along <= -OPPOSITE_MARGIN else None
 
 
 def _in_between(thing: SceneObject, one: SceneObject, two: SceneObject) -> bool | None:

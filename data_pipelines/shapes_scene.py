@@ -81,7 +81,7 @@ def draw(
         _paint(dice, picture, owner, index, thing)
     _light_and_noise(dice, picture)
     masks = owner[None] == np.arange(len(things), dtype=np.int8)[:, None, None]
-    return np.ascontiguousarray(picture.astype(np.uint8).transpose(1, 2, 0)), masks, tight_boxes(masks)
+    return cv2.merge(list(picture.astype(np.uint8))), masks, tight_boxes(masks)
 
 
 def tight_boxes(masks: Bool[np.ndarray, "N H W"]) -> Float32[np.ndarray, "N 4"]:
