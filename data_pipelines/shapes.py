@@ -40,6 +40,7 @@ __all__ = [
     "COLOURS",
     "HELD_OUT_PAIRS",
     "LEVELS",
+    "MAX_TOKENS",
     "SHAPES",
     "SIZES",
     "SPLITS",
