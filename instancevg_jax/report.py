@@ -6,8 +6,6 @@ reader's light or dark mode.
 
 import base64
 import math
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -15,6 +13,8 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+
+from instancevg_jax.files import write_atomically
 
 Number = int | float
 Cell = str | Number | None
@@ -98,16 +98,7 @@ def write_report(
     if notes:
         sections.append(_section("Notes", "".join(f"<p>{escape(note)}</p>" for note in notes)))
     text = _PAGE.format(title=escape(title), style=_STYLE, body="\n".join(sections))
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    write_atomically(path, text.encode())
 
 
 def _section(title: str, content: str, note: str = "") -> str:

@@ -75,6 +75,10 @@ class Tokenizer:
         ids[: len(pieces) + 2] = [BOS, *pieces, EOS]
         return ids, np.arange(max_tokens) < len(pieces) + 2
 
+    def num_pieces(self, text: str) -> int:
+        """How many tokens a cleaned sentence has before it is cut, BOS and EOS not counted."""
+        return len(self._piece_ids(text))
+
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of ids, without BOS, PAD and EOS. Raises InputError for an id outside the vocabulary."""
         names = {index: name for name, index in self._special.items()}

@@ -61,6 +61,7 @@ def test_a_long_sentence_is_cut(tokenizer: Tokenizer):
     assert ids[0] == 0
     assert ids[-1] == 2
     assert len(set(ids[1:-1].tolist())) == 1
+    assert tokenizer.num_pieces("left " * 100) == 100
 
 
 def test_a_sentence_without_tokens_is_an_error(tokenizer: Tokenizer):
