@@ -120,7 +120,7 @@ def plan(state: Mapping[str, Tensor], table: RuleTable, expected: Mapping[str, S
     """
     result = Plan()
     for key, tensor in state.items():
-        entry = _entry(key, table)
+        entry = classify(key, table)
         if entry is None:
             result.unexpected.append(key)
         elif isinstance(entry, Ignore):
@@ -174,7 +174,9 @@ def check(found: Plan, source: str) -> None:
 
 def ignored_values(state: Mapping[str, Tensor], table: RuleTable) -> dict[str, np.ndarray]:
     """The tensors that a conversion leaves out, floats as float32, so that a later export can put them back."""
-    return {key: _as_float32(np.array(value)) for key, value in state.items() if isinstance(_entry(key, table), Ignore)}
+    return {
+        key: _as_float32(np.array(value)) for key, value in state.items() if isinstance(classify(key, table), Ignore)
+    }
 
 
 def to_source(
@@ -193,7 +195,7 @@ def to_source(
         for i in range(copies):
             state |= {prefix.format(i=i) + key.removeprefix(canonical): state[key] for key in shared}
     for key, value in left_out.items():
-        if key in state or not isinstance(_entry(key, table), Ignore):
+        if key in state or not isinstance(classify(key, table), Ignore):
             raise ValueError(f"{key} is not a key that the table leaves out")
         state[key] = value
     return state
@@ -254,7 +256,7 @@ def _equal(first: Tensor, second: Tensor) -> bool:
     return first.shape == second.shape and np.array_equal(np.asarray(first), np.asarray(second))
 
 
-def _entry(key: str, table: RuleTable) -> Rule | Ignore | str | None:
+def classify(key: str, table: RuleTable) -> Rule | Ignore | str | None:
     """The one entry that claims `key`; for an alias, the name it stands for; None where nothing does."""
     hits: list[Rule | Ignore | str] = [rule for rule in table.rules if _pattern(rule.source).fullmatch(key)]
     hits += [ignore for ignore in table.ignores if re.fullmatch(ignore.source, key)]

@@ -38,6 +38,7 @@ def save_checkpoint(
     tokenizer_bytes: bytes,
     provenance: dict[str, Any],
     dtype: str | None = None,
+    extra_files: Mapping[str, bytes] | None = None,
 ) -> None:
     """Write a checkpoint directory, whole or not at all. An earlier checkpoint of that name is replaced.
 
@@ -49,6 +50,7 @@ def save_checkpoint(
         tokenizer_bytes: the sentencepiece model (`Tokenizer.model_bytes`).
         provenance: JSON values that tell where the parameters come from; version and git commit are added here.
         dtype: store parameters as "float16" (they are loaded as float32 again); None stores them as they are.
+        extra_files: contents of further files by name, such as a README.md.
 
     Raises:
         InputError: `directory` holds something that is no checkpoint, or a parameter does not fit into float16.
@@ -65,6 +67,8 @@ def save_checkpoint(
         _write_arrays(new / PARAMS, arrays)
         (new / CONFIG).write_text(configs.to_json(config))
         (new / TOKENIZER).write_bytes(tokenizer_bytes)
+        for name, content in (extra_files or {}).items():
+            (new / name).write_bytes(content)
         stamp = {"format": FORMAT, "version": __version__, "git_commit": _git_commit(), "files": _sizes(new)}
         (new / PROVENANCE).write_text(json.dumps({**provenance, **stamp}, indent=2) + "\n")
         if directory.exists():

@@ -40,7 +40,9 @@ def test_torch_reads_its_own_files_as_we_do():
     for name in ("layouts.pth", "legacy.pth", "big_endian.pth"):
         theirs, ours = torch.load(DATA / name, weights_only=False), read(DATA / name)
         for key, value in theirs.items():
-            assert np.array_equal(value.detach().to(torch.complex128).numpy(), ours[key].numpy().astype(np.complex128)), key
+            assert np.array_equal(
+                value.detach().to(torch.complex128).numpy(), ours[key].numpy().astype(np.complex128)
+            ), key
 
 
 def test_reading_does_not_import_torch():

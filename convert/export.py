@@ -1,0 +1,92 @@
+"""Ours -> the original's state dict, complete: with the tensors that the original has and never uses."""
+
+import io
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx, traverse_util
+
+from convert.instancevg import TABLE
+from convert.rules import to_source
+from instancevg_jax.checkpoint import load_model
+from instancevg_jax.config import Config
+from instancevg_jax.errors import InputError
+from instancevg_jax.models.instancevg import InstanceVG
+
+LEFT_OUT_FILE = "original_only.npz"  # in a converted directory: the original's tensors that have no place in ours
+
+
+def expected_shapes(config: Config) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter and statistic of the model, by its path joined with slashes. Nothing is computed."""
+    try:
+        model = nnx.eval_shape(lambda: InstanceVG(config.model, rngs=nnx.Rngs(0)))
+    except (ValueError, TypeError, ArithmeticError) as error:
+        raise InputError(f"no model can be built from the config ({error})") from error
+    return {path: leaf.shape for path, leaf in flatten(nnx.state(model)).items()}
+
+
+def flatten(state: nnx.State) -> dict:
+    """Leaves by path: "backbone/blocks/0/text/fc1/kernel"."""
+    leaves = traverse_util.flatten_dict(nnx.to_pure_dict(state))
+    return {"/".join(map(str, path)): leaf for path, leaf in leaves.items()}
+
+
+def unused_tensors(config: Config) -> dict[str, np.ndarray]:
+    """The original's tensors that have no place here, at neutral values: zeros, and the loss's class weights.
+
+    Source: the original's models/heads/uni_gref_deformable_head.py and its parts. Nothing reads them in evaluation.
+    """
+    model = config.model
+    width, head = model.width, model.head_width
+    shapes = {
+        "vis_enc.beit3.vision_embed.mask_token": (1, 1, width),
+        "head.query_embedding.weight": (head, width),
+        "head.proj_pixel_level_cons.vis.weight": (head // 2, head, 1, 1),
+        "head.proj_pixel_level_cons.vis.bias": (head // 2,),
+        "head.proj_pixel_level_cons.txt.weight": (head // 2 + 1, head),
+        "head.proj_pixel_level_cons.txt.bias": (head // 2 + 1,),
+        "head.query_generation.query_embed.weight": (model.num_queries, head),
+        "head.decoder_transformer.level_embeds": (4, head),
+    }
+    tensors: dict[str, np.ndarray] = {key: np.zeros(shape, np.float32) for key, shape in shapes.items()}
+    tensors["head.detrloss.criterion.empty_weight"] = np.array([1, config.loss.no_object_weight], np.float32)
+    for i in (1, 2):
+        for level in (2, 3, 4):
+            tensors[f"head.unet_decoder.bn{i}_{level}.num_batches_tracked"] = np.array(0, np.int64)
+    return tensors
+
+
+def pack(tensors: dict[str, np.ndarray]) -> bytes:
+    """The content of LEFT_OUT_FILE."""
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **{key: np.asarray(value) for key, value in tensors.items()})
+    return buffer.getvalue()
+
+
+def original_state(directory: str | Path) -> tuple[dict[str, np.ndarray], int]:
+    """A checkpoint directory's parameters as the original's state dict, and how many tensors came from LEFT_OUT_FILE.
+
+    What that file does not hold (the model was trained here) is at the values of `unused_tensors`. Raises InputError for a
+    directory that is no whole checkpoint.
+    """
+    model, config = load_model(directory)
+    params = {path: np.asarray(jax.device_get(leaf)) for path, leaf in flatten(nnx.state(model)).items()}
+    tensors = unused_tensors(config)
+    kept = _kept(Path(directory) / LEFT_OUT_FILE)
+    wrong = [
+        k for k, v in kept.items() if k not in tensors or (v.shape, v.dtype) != (tensors[k].shape, tensors[k].dtype)
+    ]
+    if wrong:
+        raise InputError(f"{Path(directory) / LEFT_OUT_FILE}: {wrong[0]} has no place in the model of config.json")
+    return to_source(params, TABLE, tensors | kept, config.model.decoder_layers), len(kept)
+
+
+def _kept(path: Path) -> dict[str, np.ndarray]:
+    if not path.is_file():
+        return {}
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
+    except (ValueError, OSError, EOFError, KeyError) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from error
