@@ -50,7 +50,7 @@ def batches(
         seed: of the order and of the transform's draws.
         shuffle: a new order each epoch, or the source's.
         num_epochs: passes over the source; None goes on forever.
-        num_workers: threads that read and transform. OpenCV works outside Python's lock, so threads are a good choice.
+        num_workers: threads, each at work on a batch. OpenCV works outside Python's lock, so threads are a good choice.
         shard_index: which shard, usually `jax.process_index()`.
         shard_count: how many there are, usually `jax.process_count()`.
         num_processes: > 0 adds worker processes of `num_workers` threads each, for machines where the lock is the limit;
@@ -71,9 +71,9 @@ def batches(
     if missing:
         filling = grain.MapDataset.source(_Weighted(source, 0.0, missing))
         items = grain.MapDataset.concatenate([items, filling])
-    examples = items.random_map(_Example(transform))[shard_index::shard_count]
-    reading = grain.ReadOptions(num_threads=num_workers, prefetch_buffer_size=_BATCHES_AHEAD * batch_size)
-    stream = examples.to_iter_dataset(reading).batch(batch_size, batch_fn=_stack)
+    examples = items.random_map(_Example(transform))[shard_index::shard_count].batch(batch_size, batch_fn=_stack)
+    reading = grain.ReadOptions(num_threads=num_workers, prefetch_buffer_size=num_workers + _BATCHES_AHEAD)
+    stream = examples.to_iter_dataset(reading)
     if num_processes:
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags and die where nobody parsed them

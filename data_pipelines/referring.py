@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from data_pipelines import masks
-from data_pipelines.records import RLE, Instance, Record, Segmentation, by_split, is_training, units
+from data_pipelines.records import RLE, Box, Instance, Record, Segmentation, by_split, is_training, units
 from instancevg_jax.errors import InputError
 from instancevg_jax.preprocess import decode_picture
 
@@ -27,7 +27,7 @@ FAMILIES = {
     "custom": "anyone's own",
 }
 PICTURES_SPLIT = "pictures"
-_NULL, _EMPTY = "", "-"  # stored for a null and for an empty segmentation; no run length looks like them
+_NULL, _EMPTY = "", "-"  # stored for null and for an empty segmentation; no run length looks like them
 _CHUNK = 64  # pictures in flight for each worker
 _CONFIGS = [tfds.core.BuilderConfig(name=name, description=text) for name, text in FAMILIES.items()]
 
@@ -92,7 +92,7 @@ class Referring(tfds.core.GeneratorBasedBuilder):
             "height": np.int64,
             "expressions": tfds.features.Sequence(text),
             "group": text,
-            "boxes": tfds.features.Tensor(shape=(None, 4), dtype=np.float64),  # xyxy pixels, NaN for null
+            "boxes": tfds.features.Sequence(text),  # "x1 y1 x2 y2", pixels; as text, for TFDS cuts numbers to float32
             "masks": tfds.features.Sequence(text),
             "object_ids": tfds.features.Sequence(text),
         }
@@ -154,7 +154,6 @@ def to_example(record: Record, height: int, width: int) -> dict[str, Any]:
     if (record.height, record.width) not in ((height, width), (0, 0)):
         stated = f"{record.width} x {record.height}"
         raise InputError(f"the annotations state {stated} pixels; the picture has {width} x {height}")
-    boxes = [i.box or (np.nan,) * 4 for i in record.instances]
     return {
         "id": record.id,
         "file_name": record.picture,
@@ -162,7 +161,7 @@ def to_example(record: Record, height: int, width: int) -> dict[str, Any]:
         "height": height,
         "expressions": list(record.expressions),
         "group": record.group,
-        "boxes": np.array(boxes, np.float64).reshape(-1, 4),
+        "boxes": [" ".join(map(repr, i.box)) if i.box else _NULL for i in record.instances],
         "masks": [_mask_text(i.segmentation, height, width) for i in record.instances],
         "object_ids": [i.id for i in record.instances],
     }
@@ -171,7 +170,7 @@ def to_example(record: Record, height: int, width: int) -> dict[str, Any]:
 def from_example(example: dict[str, Any], split: str) -> Record:
     """The inverse of `to_example`; polygons have become run lengths."""
     height, width = int(example["height"]), int(example["width"])
-    objects = zip(example["boxes"].tolist(), example["masks"], example["object_ids"], strict=True)
+    objects = zip(example["boxes"], example["masks"], example["object_ids"], strict=True)
     return Record(
         example["id"].decode(),
         example["file_name"].decode(),
@@ -179,14 +178,19 @@ def from_example(example: dict[str, Any], split: str) -> Record:
         height,
         tuple(e.decode() for e in example["expressions"]),
         tuple(
-            Instance(
-                None if box[0] != box[0] else tuple(box), _segmentation(mask.decode(), height, width), name.decode()
-            )
+            Instance(_box(box.decode()), _segmentation(mask.decode(), height, width), name.decode())
             for box, mask, name in objects
         ),
         split,
         example["group"].decode(),
     )
+
+
+def _box(text: str) -> Box | None:
+    if text == _NULL:
+        return None
+    x1, y1, x2, y2 = map(float, text.split())
+    return x1, y1, x2, y2
 
 
 def _mask_text(segmentation: Segmentation | None, height: int, width: int) -> str:

@@ -1,0 +1,129 @@
+"""Look for everything that is wrong with annotations and pictures, before hours of training do.
+
+    python -m data_pipelines.check grefcoco --annotations grefs/instance.json --images train2014 [--fix cleaned.jsonl]
+
+Exit status 0 where nothing is wrong, 1 where something is, 2 for files that cannot be read at all.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_pipelines import annotations, annotations_jsonl
+from data_pipelines.faults import KINDS, NOTES, Fault, find, look_at_pictures
+from data_pipelines.fixes import fix
+from data_pipelines.records import Record, by_split, most_objects, select
+from data_pipelines.referring import FAMILIES
+from instancevg_jax.errors import InputError, run_command
+from instancevg_jax.tokenizer import Tokenizer
+
+# How many pictures a split has, as published.
+PUBLISHED = {
+    "refcoco": {
+        "val_refcoco_unc": 1500,
+        "testA_refcoco_unc": 750,
+        "testB_refcoco_unc": 750,
+        "val_refcocoplus_unc": 1500,
+        "testA_refcocoplus_unc": 750,
+        "testB_refcocoplus_unc": 750,
+        "val_refcocog_umd": 1300,
+        "test_refcocog_umd": 2600,
+    },
+    "grefcoco": {"train": 16994, "val": 1500, "testA": 750, "testB": 750},
+    "refzom": {"train": 43749, "test": 11329},
+}
+SOURCES = {
+    "refcoco": "catalog of TensorFlow Datasets, ref_coco, unc and umd partitions",
+    "grefcoco": "RefCOCO's unc partition (catalog of TensorFlow Datasets, ref_coco), which gRefCOCO keeps",
+    "refzom": "Hu et al., Beyond One-to-One (ICCV 2023)",
+}
+MAX_TOKENS = {"refcoco": 20}  # of the original's configs; 50 for the others
+
+
+def counts_table(family: str, records: Sequence[Record]) -> list[list[str]]:
+    """Rows of: split, records, expressions, pictures, published pictures, objects none / one / many, most objects."""
+    published = PUBLISHED.get(family, {})
+    rows = [["split", "records", "sentences", "pictures", "published", "none", "one", "many", "most objects"]]
+    for split, found in by_split(records).items():
+        objects = [len(select(record, "strict").objects) for record in found]
+        numbers = [len(found), sum(len(r.expressions) for r in found), len({r.image_key for r in found})]
+        numbers += [objects.count(0), objects.count(1), sum(n > 1 for n in objects), most_objects(found, "strict")]
+        shown = [f"{n:,}" for n in numbers]
+        stated = published.get(split)
+        shown.insert(3, "-" if stated is None else f"{stated:,}" + ("" if stated == numbers[2] else " differs"))
+        rows.append([split, *shown])
+    return rows
+
+
+def faults_table(faults: Sequence[Fault], lengths_checked: bool) -> list[list[str]]:
+    """Rows of: fault, how often, the first one."""
+    rows = [["looked for", "found", "", "the first"]]
+    for kind in KINDS:
+        found = [fault for fault in faults if fault.kind == kind]
+        first = f"{found[0].where}: {found[0].detail}".rstrip(": ") if found else ""
+        unchecked = kind == "expression longer than max_tokens" and not lengths_checked
+        level = "note" if found and kind in NOTES else "FAULT" if found else ""
+        rows.append([kind, "-" if unchecked else f"{len(found):,}", level, "needs --tokenizer" if unchecked else first])
+    return rows
+
+
+def format_table(rows: Sequence[Sequence[str]]) -> str:
+    """Columns aligned; the first row is the head."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def check(
+    records: Sequence[Record],
+    images: Path,
+    tokenizer: Tokenizer | None,
+    max_tokens: int,
+    fix_to: Path | None,
+    workers: int,
+) -> list[Fault]:
+    """All faults; with `fix_to`, the cleaned records are written there and what was changed is printed."""
+    names = list(dict.fromkeys(record.picture for record in records))
+    print(f"looking at {len(names):,} pictures of {images}", file=sys.stderr)
+    pictures = look_at_pictures(names, images, workers)
+    faults = list(find(records, pictures, tokenizer, max_tokens))
+    if fix_to:
+        fixed, done = fix(records, pictures)
+        annotations_jsonl.write(fix_to, fixed)
+        print(f"{fix_to}: {len(fixed):,} of {len(records):,} records")
+        for what, count in done.items():
+            if count:
+                print(f"  {count:,} {what}")
+    return faults
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m data_pipelines.check", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("family", choices=FAMILIES)
+    parser.add_argument(
+        "--annotations", type=Path, nargs="+", required=True, metavar="F", help="any layout of docs/data.md"
+    )
+    parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="the folder of the pictures")
+    parser.add_argument("--tokenizer", type=Path, metavar="F", help="sentencepiece model, to count tokens with")
+    parser.add_argument("--max-tokens", type=int, help="20 for refcoco, else 50")
+    parser.add_argument("--fix", type=Path, metavar="OUT", help="write a cleaned copy, as .jsonl")
+    parser.add_argument("--workers", type=int, default=4, help="threads that decode pictures")
+    args = parser.parse_args()
+    if not args.images.is_dir():
+        raise InputError(f"{args.images}: no such folder; expected the pictures")
+    if args.fix and args.fix.suffix != ".jsonl":
+        raise InputError(f"--fix {args.fix}: the cleaned copy is JSON lines; give it the suffix .jsonl")
+    records = [record for path in args.annotations for record in annotations.read(path)]
+    tokenizer = Tokenizer.from_file(args.tokenizer) if args.tokenizer else None
+    max_tokens = args.max_tokens or MAX_TOKENS.get(args.family, 50)
+    faults = check(records, args.images, tokenizer, max_tokens, args.fix, args.workers)
+    print(format_table(counts_table(args.family, records)))
+    print(f"published: pictures; source: {SOURCES.get(args.family, 'none known')}\n")
+    print(format_table(faults_table(faults, tokenizer is not None)))
+    sys.exit(1 if any(fault.kind not in NOTES for fault in faults) else 0)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,198 @@
+"""What can be wrong with annotations and pictures: pure functions from records to faults."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float64
+
+from data_pipelines import masks
+from data_pipelines.records import Box, Instance, Record, is_training
+from instancevg_jax.errors import InputError
+from instancevg_jax.preprocess import clean_expression, load_picture
+from instancevg_jax.tokenizer import PAD, Tokenizer
+
+_MARGIN = 1.0  # pixels that a box may reach beyond its picture: COCO's annotators rounded so
+KINDS = {  # what is looked for, in the table's order, and what --fix does about it
+    "missing picture": "the record is dropped",
+    "corrupt picture": "the record is dropped",
+    "size differs from the picture": "the picture's size is taken; dropped where a mask is stored at another size",
+    "null among objects": "the null is dropped",
+    "box without mask": "left as it is",
+    "mask without box": "the box is drawn around the mask",
+    "empty box": "drawn around the mask; without a mask the object is dropped",
+    "box outside the picture": "clipped",
+    "empty polygon": "the polygon is dropped; a mask of nothing else becomes null",
+    "mask cannot be drawn": "the mask is dropped",
+    "self-crossing polygon": "left as it is: it is drawn as COCO draws it",
+    "empty expression": "the expression is dropped, and a record without any",
+    "expression longer than max_tokens": "left as it is: its end is cut off",
+    "duplicate id": "a number is appended",
+    "picture in train and in another split": "the training record is dropped",
+}
+NOTES = {"self-crossing polygon", "expression longer than max_tokens", "box without mask"}  # kinds that do no harm
+
+
+class Fault(NamedTuple):
+    """One thing that is wrong."""
+
+    kind: str  # one of KINDS
+    where: str  # record id or file name
+    detail: str
+
+
+class Picture(NamedTuple):
+    """What a picture's file turned out to be: its size, or the kind of its fault."""
+
+    size: tuple[int, int] | None  # (height, width)
+    kind: str = ""
+    detail: str = ""
+
+
+def look_at_pictures(names: Sequence[str], folder: Path, num_workers: int) -> dict[str, Picture]:
+    """Decode every named picture once."""
+    with ThreadPoolExecutor(num_workers) as pool:
+        return dict(zip(names, pool.map(lambda name: _look_at(folder / name), names), strict=True))
+
+
+def find(
+    records: Sequence[Record], pictures: dict[str, Picture], tokenizer: Tokenizer | None, max_tokens: int
+) -> Iterator[Fault]:
+    """All faults, those of one record after those of another. Without a tokenizer lengths are not looked at."""
+    for name, picture in pictures.items():
+        if picture.kind:
+            yield Fault(picture.kind, name, picture.detail)
+    for record in records:
+        yield from _of_record(record, pictures[record.picture].size)
+        yield from _of_expressions(record, tokenizer, max_tokens)
+    yield from _of_ids(records)
+    for name in sorted(shared_pictures(records)):
+        yield Fault("picture in train and in another split", name, "")
+
+
+def shared_pictures(records: Iterable[Record]) -> set[str]:
+    """Pictures of training splits that other splits have too."""
+    sides: tuple[set[str], set[str]] = set(), set()
+    for record in records:
+        sides[is_training(record.split)].add(record.image_key)
+    return sides[0] & sides[1]
+
+
+def crosses_itself(polygon: Sequence[float]) -> bool:
+    """Whether two edges of a closed polygon x, y, x, y, ... cross. Edges that only touch or overlap do not count."""
+    start = np.asarray(polygon, np.float64).reshape(-1, 2)
+    end = np.roll(start, -1, axis=0)
+    first, second = _side(start, end, start), _side(start, end, end)  # [edge, point]
+    split = first * second < 0  # the edge's line has the other edge's ends on its two sides
+    return bool((split & split.T).any())
+
+
+def box_is_empty(box: Box) -> bool:
+    """No width or no height."""
+    return not (box[2] > box[0] and box[3] > box[1])
+
+
+def polygon_is_empty(polygon: Sequence[float]) -> bool:
+    """Fewer than three points, or no area at all."""
+    points = np.asarray(polygon[: len(polygon) // 2 * 2], np.float64).reshape(-1, 2)
+    return len(points) < 3 or bool((points == points[0]).all(axis=0).any())
+
+
+def _side(
+    start: Float64[np.ndarray, "n 2"], end: Float64[np.ndarray, "n 2"], points: Float64[np.ndarray, "m 2"]
+) -> Float64[np.ndarray, "n m"]:
+    """On which side of each edge each point lies: the sign of the cross product."""
+    edge, offset = (end - start)[:, None], points[None] - start[:, None]
+    return edge[..., 0] * offset[..., 1] - edge[..., 1] * offset[..., 0]
+
+
+def _look_at(path: Path) -> Picture:
+    if not path.is_file():
+        return Picture(None, "missing picture", str(path))
+    try:
+        height, width = load_picture(path).shape[:2]
+    except InputError as error:
+        return Picture(None, "corrupt picture", str(error))
+    return Picture((height, width))
+
+
+def _of_record(record: Record, size: tuple[int, int] | None) -> Iterator[Fault]:
+    if size and (record.height, record.width) not in (size, (0, 0)):
+        stated = f"stated {record.width} x {record.height}, the picture has {size[1]} x {size[0]}"
+        yield Fault("size differs from the picture", record.id, stated)
+    height, width = (record.height, record.width) if record.height else size or (0, 0)
+    null = [i for i in record.instances if i.box is None and i.segmentation is None]
+    if null and len(null) < len(record.instances):
+        yield Fault("null among objects", record.id, f"{len(null)} of {len(record.instances)}")
+    for instance in record.instances:
+        if instance in null:
+            continue
+        yield from _of_box(record, instance, height, width)
+        if height:
+            yield from _of_mask(record, instance, height, width)
+
+
+def _of_box(record: Record, instance: Instance, height: int, width: int) -> Iterator[Fault]:
+    if instance.box is None:
+        yield Fault("mask without box", record.id, instance.id)
+        return
+    if not instance.segmentation:
+        yield Fault("box without mask", record.id, instance.id)
+    x1, y1, x2, y2 = instance.box
+    shown = f"({x1:g}, {y1:g}, {x2:g}, {y2:g}) in {width} x {height}"
+    if box_is_empty(instance.box):
+        yield Fault("empty box", record.id, shown)
+    if height and (min(x1, y1) < -_MARGIN or x2 > width + _MARGIN or y2 > height + _MARGIN):
+        yield Fault("box outside the picture", record.id, shown)
+
+
+def _of_mask(record: Record, instance: Instance, height: int, width: int) -> Iterator[Fault]:
+    if isinstance(instance.segmentation, list):
+        empty = [polygon_is_empty(p) for p in instance.segmentation]
+        if any(empty) or not instance.segmentation:
+            yield Fault("empty polygon", record.id, f"{sum(empty)} of {len(empty)}")
+        if any(
+            not bad and len(p) % 2 == 0 and crosses_itself(p)
+            for bad, p in zip(empty, instance.segmentation, strict=True)
+        ):
+            yield Fault("self-crossing polygon", record.id, instance.id)
+    problem = drawing_problem(instance, height, width)
+    if problem:
+        yield Fault("mask cannot be drawn", record.id, problem)
+
+
+def drawing_problem(instance: Instance, height: int, width: int) -> str:
+    """Why the mask of an object cannot be drawn or has no pixel; "" where all is well, or there is none."""
+    segmentation = instance.segmentation
+    if isinstance(segmentation, list):
+        segmentation = [p for p in segmentation if not polygon_is_empty(p)]
+    if not segmentation:
+        return ""
+    try:
+        rle = masks.to_rle(segmentation, height, width)
+        masks.decode(rle)
+    except InputError as error:
+        return str(error)
+    return "" if masks.area(rle) else "no pixel of it lies in the picture"
+
+
+def _of_expressions(record: Record, tokenizer: Tokenizer | None, max_tokens: int) -> Iterator[Fault]:
+    for expression in record.expressions:
+        try:
+            cleaned = clean_expression(expression)
+            last = tokenizer.encode(cleaned, max_tokens + 1)[0][-1] if tokenizer else PAD
+        except InputError:
+            yield Fault("empty expression", record.id, repr(expression))
+            continue
+        if last != PAD:
+            yield Fault("expression longer than max_tokens", record.id, repr(expression))
+
+
+def _of_ids(records: Sequence[Record]) -> Iterator[Fault]:
+    counts = Counter((record.split, record.id) for record in records)
+    for (split, name), count in counts.items():
+        if count > 1:
+            yield Fault("duplicate id", name, f"{count} times in {split}")
