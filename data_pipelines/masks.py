@@ -69,7 +69,8 @@ def from_box(box: Box, height: int, width: int) -> RLE:
 
 def resize(mask: UInt8[np.ndarray, "h w"], height: int, width: int) -> Bool[np.ndarray, "H W"]:
     """OpenCV's nearest neighbour. Source: `BitmapMasks.resize` of mmdet, which the original calls."""
-    return cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST).astype(bool)
+    # transposed, because pycocotools gives columns: so OpenCV need not copy
+    return cv2.resize(mask.T, (height, width), interpolation=cv2.INTER_NEAREST).T.view(bool)
 
 
 def _to_coco(rle: RLE) -> dict[str, Any]:

@@ -21,6 +21,12 @@ Picture = str | Path | Image.Image | np.ndarray  # whatever `load_picture` takes
 PIXEL_MEAN = (123.675, 116.28, 103.53)  # RGB
 PIXEL_STD = (58.395, 57.12, 57.375)
 
+_LEVELS = np.arange(256, dtype=np.float32)[:, None]
+_NORMALIZED = (_LEVELS - np.float32(PIXEL_MEAN)) * (1 / np.float64(PIXEL_STD)).astype(
+    np.float32
+)  # [256, 3]: of a level
+_NORMALIZED = _NORMALIZED[None]  # as a picture one pixel high, for cv2.LUT
+
 _REMOVED = re.compile(r"[.,'!?\"()*#:;]")
 _TO_SPACE = str.maketrans("-/", "  ")
 _JPEG_START, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
@@ -78,8 +84,7 @@ def prepare_picture(
     OpenCV's bilinear, which does not antialias: what the original was trained with. (PIL's bilinear antialiases.)
     """
     resized = cv2.resize(rgb, (width, height), interpolation=cv2.INTER_LINEAR)
-    mean, scale = np.asarray(PIXEL_MEAN, np.float32), 1 / np.asarray(PIXEL_STD, np.float64)
-    return (resized.astype(np.float32) - mean) * scale.astype(np.float32)
+    return cv2.LUT(resized, _NORMALIZED)
 
 
 def _read(path: Path) -> bytes:
@@ -122,7 +127,7 @@ def _decode_opencv(data: bytes, name: str) -> UInt8[np.ndarray, "H W 3"]:
         raise InputError(f"{name}: the picture cannot be decoded ({error.err})") from error
     if bgr is None:
         raise InputError(f"{name}: the picture cannot be decoded; expected JPEG, PNG, WebP, TIFF, BMP or GIF")
-    return np.ascontiguousarray(bgr[..., ::-1])
+    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
 
 
 def _from_pil(image: Image.Image, name: str) -> UInt8[np.ndarray, "H W 3"]:
