@@ -21,11 +21,8 @@ Picture = str | Path | Image.Image | np.ndarray  # whatever `load_picture` takes
 PIXEL_MEAN = (123.675, 116.28, 103.53)  # RGB
 PIXEL_STD = (58.395, 57.12, 57.375)
 
-_LEVELS = np.arange(256, dtype=np.float32)[:, None]
-_NORMALIZED = (_LEVELS - np.float32(PIXEL_MEAN)) * (1 / np.float64(PIXEL_STD)).astype(
-    np.float32
-)  # [256, 3]: of a level
-_NORMALIZED = _NORMALIZED[None]  # as a picture one pixel high, for cv2.LUT
+_MEAN, _SCALE = np.asarray(PIXEL_MEAN, np.float32), (1 / np.asarray(PIXEL_STD, np.float64)).astype(np.float32)
+_NORMALIZED = ((np.arange(256, dtype=np.float32)[:, None] - _MEAN) * _SCALE)[None]  # [1, 256, 3], of every level
 
 _REMOVED = re.compile(r"[.,'!?\"()*#:;]")
 _TO_SPACE = str.maketrans("-/", "  ")
