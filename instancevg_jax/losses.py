@@ -74,7 +74,7 @@ def detection_terms(
     class_loss = _mean(nll, weight, axis=(1, 2))
 
     batch = jnp.arange(target_index.shape[1])[:, None]
-    wanted = targets.boxes[batch, target_index]  # [K, B, Q, 4]
+    wanted = jnp.where(matched[..., None], targets.boxes[batch, target_index], 0)  # [K, B, Q, 4]
     l1 = jnp.abs(outputs.boxes - wanted).sum(-1)
     giou = box_ops.paired_giou(box_ops.cxcywh_to_xyxy(outputs.boxes), box_ops.cxcywh_to_xyxy(wanted), box_ops.LOSS_EPS)
     num_boxes = jnp.maximum(targets.valid.sum(), 1)
