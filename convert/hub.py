@@ -22,9 +22,11 @@ def local_file(source: str) -> Path:
     try:
         import huggingface_hub  # pyright: ignore[reportMissingImports]
         from huggingface_hub import errors  # pyright: ignore[reportMissingImports]
+        from huggingface_hub.utils import logging  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         message = "needs the package huggingface_hub (pip install 'instancevg_jax[web]'), or give a file that you have"
         raise InputError(f"{source}: {message}") from error
+    logging.set_verbosity_error()  # its retries would say the same five times
     try:
         return Path(huggingface_hub.hf_hub_download("/".join(parts[:2]), "/".join(parts[2:])))
     except errors.LocalEntryNotFoundError as error:

@@ -8,6 +8,7 @@ Work and memory are bounded, so a hostile file costs no more than a large honest
 
 import pickletools
 import struct
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
@@ -100,7 +101,8 @@ def load(
     """
     machine = _Machine(PLAIN | dict(constructors), INERT_NAMES | names, persistent)
     try:
-        value = machine.run(pickletools.genops(stream))
+        with warnings.catch_warnings(action="ignore"):  # of odd escapes in old kinds of strings
+            value = machine.run(pickletools.genops(stream))
     except Malformed as error:
         raise InputError(f"{source}: {error}; nothing was run") from error
     except (ValueError, struct.error, OverflowError, IndexError) as error:
