@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float32, Float64, UInt8
 
 from data_pipelines import masks
 from data_pipelines.augment import Jitter, Window, cut_boxes, cut_mask, cut_picture
+from data_pipelines.picture_cache import PictureCache
 from data_pipelines.records import RLE, Box, Instance, Protocol, Record, Segmentation, select
 from instancevg_jax.errors import InputError
 from instancevg_jax.preprocess import clean_expression, decode_picture, load_picture, prepare_picture
@@ -42,13 +43,17 @@ class Transform:
     max_targets: int
     protocol: Protocol = "official"
     jitter: Jitter | None = None
+    cache: PictureCache | None = None  # of no use with `jitter`, which needs whole pictures
 
     def __call__(self, choice: Choice, rng: np.random.Generator) -> Batch:
         """One example, without the batch dimension; `example_weight` is 1."""
         record, picture = choice.load(choice.positions[int(rng.integers(len(choice.positions)))])
         expression = record.expressions[int(rng.integers(len(record.expressions)))]
         try:
-            rgb = load_picture(picture) if isinstance(picture, Path) else decode_picture(picture, record.picture)
+            if self.cache and not self.jitter:
+                pixels, size = self.cache.get(record.picture, lambda: _decode(picture, record), self.height, self.width)
+                return self._example(record, expression, pixels, size, None)
+            rgb = _decode(picture, record)
             window = self.jitter.draw(record, expression, rgb.shape[:2], rng) if self.jitter else None
             return self.example(record, expression, rgb, window)
         except InputError as error:
@@ -58,13 +63,20 @@ class Transform:
         self, record: Record, expression: str, rgb: UInt8[np.ndarray, "h w 3"], window: Window | None = None
     ) -> Batch:
         """The example of one expression of a record, whose picture is `rgb`; of a part of it where `window` is given."""
-        height, width = rgb.shape[:2]
+        pixels = cut_picture(rgb, window) if window else rgb
+        return self._example(record, expression, pixels, rgb.shape[:2], window)
+
+    def _example(
+        self, record: Record, expression: str, pixels: np.ndarray, size: tuple[int, int], window: Window | None
+    ) -> Batch:
+        """`pixels`: what is shown, still to be resized; `size`: (height, width) of the record's picture."""
+        height, width = size
         if (record.height, record.width) not in ((height, width), (0, 0)):
             stated = f"{record.width} x {record.height}"
             raise InputError(f"the annotations state {stated} pixels; the picture has {width} x {height}")
         token_ids, token_mask = self.tokenizer.encode(clean_expression(expression), self.max_tokens)
         return Batch(
-            images=prepare_picture(cut_picture(rgb, window) if window else rgb, self.height, self.width),
+            images=prepare_picture(pixels, self.height, self.width),
             token_ids=token_ids,
             token_mask=token_mask,
             targets=self.targets(record, height, width, window),
@@ -117,6 +129,10 @@ class Transform:
         for rle in rles:
             whole |= self._mask(rle, window)
         return whole
+
+
+def _decode(picture: bytes | Path, record: Record) -> UInt8[np.ndarray, "h w 3"]:
+    return load_picture(picture) if isinstance(picture, Path) else decode_picture(picture, record.picture)
 
 
 def mask_of(instance: Instance, height: int, width: int) -> RLE:

@@ -1,14 +1,18 @@
 """Examples equal the original's loaders (F8): ids and masks bit for bit, boxes exactly, pictures to 1e-6."""
 
 import json
+import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
+import jax
 import numpy as np
 import pytest
 
 from data_pipelines import annotations, masks
 from data_pipelines.augment import Jitter, Window, cut_boxes, cut_mask, cut_picture
+from data_pipelines.picture_cache import PictureCache
 from data_pipelines.records import RLE, Instance, Record, select
 from data_pipelines.transforms import Choice, Transform, box_of, clip_boxes, scale_boxes
 from instancevg_jax.errors import InputError
@@ -131,8 +135,8 @@ def test_a_picture_of_another_size_is_an_error(tokenizer: Tokenizer):
         transform_of(tokenizer).example(record_of(), "a dog", np.zeros((10, 30, 3), np.uint8))
 
 
-def fixture_jpeg() -> bytes:
-    return cv2.imencode(".jpg", np.full((10, 20, 3), 90, np.uint8))[1].tobytes()
+def fixture_jpeg(shade: int = 90) -> bytes:
+    return cv2.imencode(".jpg", np.full((10, 20, 3), shade, np.uint8))[1].tobytes()
 
 
 def test_expressions_and_alternatives_are_all_drawn(tokenizer: Tokenizer):
@@ -189,3 +193,24 @@ def test_jittered_examples_keep_their_shapes(tokenizer: Tokenizer):
         np.testing.assert_allclose(rows.mean() + 0.5, cy * 32, atol=2.5)
         assert w > 0
         assert h > 0
+
+
+def test_a_cached_picture_gives_the_same_example_and_is_decoded_once(tokenizer: Tokenizer):
+    loads = [
+        (replace(record_of(Instance((2, 2, 8, 8), SQUARE)), picture=f"{i}.jpg"), fixture_jpeg(30 * i)) for i in range(3)
+    ]
+    plain = transform_of(tokenizer, 32)
+    cached = replace(plain, cache=PictureCache(2 * 32 * 32 * 3))
+    for i in (0, 1, 0, 1, 2, 0):
+        choice = Choice(lambda position, i=i: loads[i], [0])
+        ours, theirs = (t(choice, np.random.default_rng(0)) for t in (cached, plain))
+        jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+    def decode() -> np.ndarray:
+        raise AssertionError("decoded again")
+
+    assert cached.cache
+    cached.cache.get("0.jpg", decode, 32, 32)
+    with pytest.raises(AssertionError, match="decoded again"):
+        cached.cache.get("1.jpg", decode, 32, 32)
+    assert len(pickle.dumps(cached.cache)) < 200
