@@ -113,15 +113,12 @@ def state_dict(checkpoint: Checkpoint, ema: bool = False) -> dict[str, TensorRef
 
     `ema` takes the averaged weights (`ema_state_dict`) instead. Raises InputError if there are none.
     """
-    found = checkpoint.data
-    wrappers = ("ema_state_dict",) if ema else WRAPPERS
+    found, wrappers = checkpoint.data, ("ema_state_dict",) if ema else WRAPPERS
     for _ in range(3):
-        if not isinstance(found, dict) or (not ema and any(isinstance(value, TensorRef) for value in found.values())):
-            break
-        inner = [found[name] for name in wrappers if isinstance(found.get(name), dict)]
+        inner = [found[name] for name in wrappers if isinstance(found, dict) and isinstance(found.get(name), dict)]
         if not inner:
             break
-        found, ema, wrappers = inner[0], False, WRAPPERS
+        found, wrappers, ema = inner[0], WRAPPERS, False
     if ema or not isinstance(found, dict) or not any(isinstance(value, TensorRef) for value in found.values()):
         keys = ", ".join(shown(key) for key in list(found)[:8]) if isinstance(found, dict) else type(found).__name__
         raise InputError(f"{checkpoint.path}: no {wrappers[0]} with tensors; its top level holds {keys or 'nothing'}")

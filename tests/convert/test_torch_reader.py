@@ -69,6 +69,13 @@ def test_averaged_weights_on_request():
         read(DATA / "layouts.pth", ema=True)
 
 
+def test_tensor_among_the_metrics_does_not_hide_the_model(tmp_path):
+    entries = archives.text("best_gIoU") + archives.tensor() + archives.text("state_dict")
+    inner = b"}" + archives.text("module.weight") + archives.tensor() + b"s"
+    path = archives.archive(tmp_path / "x.pth", b"\x80\x02}(" + entries + inner + b"u.", {"0": FOUR.tobytes()})
+    assert list(read(path)) == ["weight"]
+
+
 def test_missing_checksums_are_reported():
     assert read_checkpoint(DATA / "layouts.pth").checksums
     assert not read_checkpoint(DATA / "no_checksums.pth").checksums

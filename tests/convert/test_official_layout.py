@@ -1,0 +1,57 @@
+"""Files of real torch, as the original's training saves them -> the command -> the original's outputs (F3)."""
+
+import sys
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from convert import __main__ as command
+from instancevg_jax import config as configs
+from instancevg_jax.checkpoint import load_model
+from instancevg_jax.config import Config
+from tests import oracle
+from tests.parity import models
+from tests.parity.test_model import INPUTS
+
+SIZES = [name if name.startswith("tiny") else pytest.param(name, marks=pytest.mark.slow) for name in INPUTS]
+
+
+def save_as_the_original(torch, name: str, path) -> None:
+    """Recipe weights with the entries of an epoch's checkpoint around them; shared modules share their storage."""
+    arrays, manifest = oracle.state(name), oracle.manifest(name)
+    state = {key: torch.from_numpy(value) for key, value in arrays.items()}
+    for key, entry in manifest.items():
+        if entry["alias_of"]:
+            state[key] = state[entry["alias_of"]]
+    head = [torch.nn.Parameter(value) for key, value in state.items() if key.startswith("head.class_embed.0")]
+    optimizer = torch.optim.Adam(head, lr=5e-4, amsgrad=True)
+    sum(parameter.sum() for parameter in head).backward()
+    optimizer.zero_grad(set_to_none=False)
+    optimizer.step()
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 1.0)
+    checkpoint = {"epoch": 9, "best_F1score": np.float64(71.0), "best_gIoU": torch.tensor(70.5), "lr": 5e-5}
+    checkpoint |= {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
+    torch.save(checkpoint | {"state_dict": {f"module.{key}": value for key, value in state.items()}}, path)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_converted_model_gives_the_originals_outputs(name, tmp_path, monkeypatch):
+    torch = pytest.importorskip("torch")
+    save_as_the_original(torch, name, tmp_path / "latest.pth")
+    (tmp_path / "config.json").write_text(configs.to_json(Config(model=models.CONFIGS[name])))
+    words = ["convert", "instancevg", tmp_path / "latest.pth", tmp_path / "dir", "--config", tmp_path / "config.json"]
+    words += ["--tokenizer", oracle.path("fixtures/tiny_beit3.spm")]
+    monkeypatch.setattr(sys, "argv", [str(word) for word in words])
+    command.main()
+    graph, state = nnx.split(load_model(tmp_path / "dir")[0])
+    outputs = jax.jit(lambda state, *batch: nnx.merge(graph, state)(*batch))(state, *models.inputs(*INPUTS[name]))
+    expected = oracle.fixture(f"f3_{name}")
+    step, suffix = (1, "") if name.startswith("tiny") else (4, "_s4")
+    models.assert_close(outputs.class_logits[-1], expected["pred_class"], 5e-5, "pred_class")
+    models.assert_close(outputs.boxes[-1], expected["pred_bbox"], 2e-6, "pred_bbox")
+    models.assert_close(outputs.existence_logits, expected["nt_label"], 2e-5, "nt_label")
+    models.assert_close(outputs.mask_logits[..., ::step, ::step], expected[f"pred_mask{suffix}"], 1e-4, "pred_mask")
+    whole = outputs.global_mask_logits[:, None, ::step, ::step]
+    models.assert_close(whole, expected[f"pred_global_mask{suffix}"], 1e-4, "pred_global_mask")
