@@ -122,17 +122,29 @@ def _generalized(entry: Entry, split: str, where: str) -> list[Record]:
 
 
 def _parallel_lists(entry: Entry, split: str, where: str) -> list[Record]:
-    """SimVG: `expressions`, `annotations` (and `bbox`) run in parallel, one list of objects an expression."""
+    """SimVG: `expressions`, `annotations` and `bbox` run in parallel, one list of objects an expression.
+
+    The boxes are those of `bbox`, as SimVG takes them, where the file has it.
+    """
     expressions = strings(entry.get("expressions"), f"{where}.expressions")
     lists = field(entry, "annotations", list, where)
     if len(lists) != len(expressions):
         raise InputError(f"{where} has {len(expressions)} expressions and {len(lists)} lists of annotations")
+    boxes = entry.get("bbox")
     records = []
     for k, (expression, annotations) in enumerate(zip(expressions, lists, strict=True)):
+        if boxes is not None:
+            annotations = _with_boxes(annotations, boxes, k, where)
         targets = tuple(instance(a, f"{where}.annotations[{k}][{i}]") for i, a in enumerate(annotations))
         record = _record(entry, split, f"{where}/{k}", (expression,), targets)
         records.append(replace(record, group=where if is_training(split) else ""))
     return records
+
+
+def _with_boxes(annotations: list[Any], boxes: Any, k: int, where: str) -> list[Any]:
+    if not isinstance(boxes, list) or k >= len(boxes) or len(boxes[k]) != len(annotations):
+        raise InputError(f"{where}.bbox and {where}.annotations differ in length at expression {k}")
+    return [annotation | {"bbox": box} for annotation, box in zip(annotations, boxes[k], strict=True)]
 
 
 def _record(

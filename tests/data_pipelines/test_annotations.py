@@ -74,10 +74,11 @@ def test_simvgs_parallel_lists(tmp_path: Path):
     entry = generalized(5, "") | {
         "expressions": ["two dogs", "nothing"],
         "bbox": [[[10, 10, 20, 20], [30, 15, 20, 20]], [[0, 0, 0, 0]]],
-        "annotations": [[annotation(), annotation(30, 15)], [annotation(category_id=-1, bbox=[0, 0, 0, 0])]],
+        "annotations": [[annotation(bbox=None), {"category_id": 1}], [{"category_id": -1}]],
     }
     records = annotations.read(write(tmp_path / "instances.json", {"train": [entry], "val": [entry]}))
     assert [(r.expressions, len(r.instances)) for r in records] == [(("two dogs",), 2), (("nothing",), 1)] * 2
+    assert [i.box for i in records[0].instances] == [(10, 10, 30, 30), (30, 15, 50, 35)]
     assert records[1].instances == (Instance(None, None),)
     assert units(records) == [range(0, 2), range(2, 3), range(3, 4)]
 
@@ -191,6 +192,7 @@ def test_jsonl_needs_little(tmp_path: Path):
             "width is missing or null; expected a number",
         ),
         ("a.json", '{"images": [], "annotations": [{}]}', "no annotation has a caption"),
+        ("a.json", '{"val": [{"expressions": ["a"], "bbox": [[]], "annotations": [[{}]]}]}', "differ in length"),
         ("a.jsonl", '{"image": "a.jpg"}', "a.jsonl: line 1.expressions is missing or null"),
         ("a.jsonl", '{"picture": "a.jpg"}', "line 1 has an unknown key 'picture'; expected expressions"),
         ("a.jsonl", "\n", "holds no record"),
