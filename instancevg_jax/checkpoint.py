@@ -153,12 +153,15 @@ def _checkpointer() -> ocp.Checkpointer:
     alone = ocp.options.MultiprocessingOptions(
         primary_host=jax.process_index(), active_processes={jax.process_index()}, barrier_sync_key_prefix="checkpoint"
     )
-    arrays = (np.ndarray, ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False))
+    types = ocp.type_handlers
+    registry = types.create_type_handler_registry(
+        (np.ndarray, types.NumpyHandler(deepcopy_host_arrays=False)), (jax.Array, types.ArrayHandler())
+    )
     handler = ocp.PyTreeCheckpointHandler(
         use_ocdbt=True,
         use_compression=False,
         multiprocessing_options=alone,
-        type_handler_registry=ocp.type_handlers.create_type_handler_registry(arrays),
+        type_handler_registry=registry,
     )
     return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
