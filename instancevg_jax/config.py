@@ -127,6 +127,7 @@ class TrainConfig:
     batch_size: int = 16  # over all devices
     num_epochs: int = 10
     num_steps: int = 0  # > 0 overrides num_epochs
+    ema_decay: float = 0.0  # average of parameters and statistics to evaluate with; 0: none, as the original trains
     log_every: int = 50
     eval_every: int = 0  # steps; 0: at the end only
     checkpoint_every: int = 0  # steps; 0: at the end only

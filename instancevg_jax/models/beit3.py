@@ -20,15 +20,15 @@ class Expert(nnx.Module):
 
     def __init__(self, width: int, mlp_dim: int, num_heads: int, *, rngs: nnx.Rngs):
         self.attention_norm = layers.LayerNorm(width)
-        self.query = nnx.Linear(width, width, rngs=rngs)
-        self.key = nnx.Linear(width, width, rngs=rngs)
-        self.value = nnx.Linear(width, width, rngs=rngs)
+        self.query = layers.Linear(width, width, rngs=rngs)
+        self.key = layers.Linear(width, width, rngs=rngs)
+        self.value = layers.Linear(width, width, rngs=rngs)
         self.attention_inner_norm = layers.LayerNorm(width)
-        self.out = nnx.Linear(width, width, rngs=rngs)
+        self.out = layers.Linear(width, width, rngs=rngs)
         self.mlp_norm = layers.LayerNorm(width)
-        self.fc1 = nnx.Linear(width, mlp_dim, rngs=rngs)
+        self.fc1 = layers.Linear(width, mlp_dim, rngs=rngs)
         self.mlp_inner_norm = layers.LayerNorm(mlp_dim)
-        self.fc2 = nnx.Linear(mlp_dim, width, rngs=rngs)
+        self.fc2 = layers.Linear(mlp_dim, width, rngs=rngs)
         self.num_heads = num_heads
 
     def qkv(self, x: Float[Array, "B L D"]) -> tuple[Float[Array, "B L N d"], ...]:
@@ -83,7 +83,7 @@ class BEiT3(nnx.Module):
         num_patches = (config.image_height // patch) * (config.image_width // patch)
         normal = nnx.initializers.normal(0.02)
         self.patch_size = patch
-        self.patch_embed = nnx.Linear(patch * patch * 3, width, rngs=rngs)
+        self.patch_embed = layers.Linear(patch * patch * 3, width, rngs=rngs)
         self.class_token = nnx.Param(normal(rngs.params(), (1, 1, width)))
         self.text_embed = nnx.Embed(config.vocab_size, width, embedding_init=normal, rngs=rngs)
         self.vision_positions = nnx.Param(normal(rngs.params(), (UNUSED_POSITIONS + 1 + num_patches, width)))

@@ -62,11 +62,11 @@ class DeformableAttention(nnx.Module):
     def __init__(self, width: int, num_heads: int, num_levels: int, num_points: int, dropout: float, *, rngs: nnx.Rngs):
         shape = (num_heads, num_levels, num_points)
         zeros = nnx.initializers.zeros
-        self.sampling_offsets = nnx.Linear(width, 2 * math.prod(shape), kernel_init=zeros, rngs=rngs)
+        self.sampling_offsets = layers.Linear(width, 2 * math.prod(shape), kernel_init=zeros, rngs=rngs)
         self.sampling_offsets.bias = nnx.Param(jnp.asarray(_ring_offsets(*shape)))
-        self.attention_weights = nnx.Linear(width, math.prod(shape), kernel_init=zeros, rngs=rngs)
-        self.value_proj = nnx.Linear(width, width, rngs=rngs)
-        self.output_proj = nnx.Linear(width, width, rngs=rngs)
+        self.attention_weights = layers.Linear(width, math.prod(shape), kernel_init=zeros, rngs=rngs)
+        self.value_proj = layers.Linear(width, width, rngs=rngs)
+        self.output_proj = layers.Linear(width, width, rngs=rngs)
         self.shape = shape
         self.dropout = dropout
 
@@ -141,7 +141,7 @@ class DeformableDecoder(nnx.Module):
     """K layers over the pyramid. The references are not refined from layer to layer."""
 
     def __init__(self, config: ModelConfig, num_levels: int, *, rngs: nnx.Rngs):
-        self.reference_points = nnx.Linear(
+        self.reference_points = layers.Linear(
             config.head_width, 2, kernel_init=nnx.initializers.xavier_normal(), rngs=rngs
         )
         self.layers = nnx.List([DecoderLayer(config, num_levels, rngs=rngs) for _ in range(config.decoder_layers)])

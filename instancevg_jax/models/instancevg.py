@@ -28,17 +28,17 @@ class InstanceVG(nnx.Module):
         width = config.head_width
         self.grid = (config.image_height // config.patch_size, config.image_width // config.patch_size)
         self.backbone = BEiT3(config, rngs=rngs)
-        self.image_proj = nnx.Linear(config.width, width, use_bias=False, rngs=rngs)
-        self.text_proj = nnx.Linear(config.width, width, use_bias=False, rngs=rngs)
+        self.image_proj = layers.Linear(config.width, width, use_bias=False, rngs=rngs)
+        self.text_proj = layers.Linear(config.width, width, use_bias=False, rngs=rngs)
         self.pyramid = FeaturePyramid(width, rngs=rngs)
         self.mask_decoder = UNetDecoder(width, rngs=rngs)
         self.queries = InstanceQueries(config, rngs=rngs)
-        self.query_positions = nnx.Linear(2, width, rngs=rngs)
+        self.query_positions = layers.Linear(2, width, rngs=rngs)
         self.decoder = DeformableDecoder(config, PYRAMID_LEVELS, rngs=rngs)
-        self.class_head = nnx.Linear(width, 2, rngs=rngs)
+        self.class_head = layers.Linear(width, 2, rngs=rngs)
         self.box_head = layers.MLP((width, width, width, 4), rngs=rngs)
-        self.box_head.layers[-1].bias[...] = jnp.array([0.0, 0.0, -2.0, -2.0])
-        self.global_mask_head = nnx.Linear(width, 1, rngs=rngs)
+        self.box_head.layers[-1].bias = nnx.Param(jnp.array([0.0, 0.0, -2.0, -2.0]))  # boxes start small
+        self.global_mask_head = layers.Linear(width, 1, rngs=rngs)
         self.existence_head = layers.MLP((width, width, width, 2), rngs=rngs)
 
     def __call__(

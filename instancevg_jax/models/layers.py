@@ -1,5 +1,6 @@
 """Small building blocks: norms, attention, MLP, dropout, positions. Feature maps are channels-last everywhere."""
 
+import itertools
 import math
 
 import jax
@@ -9,11 +10,20 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 
+class Linear(nnx.Linear):
+    """nnx.Linear on an input flattened to two axes: XLA's CPU backend is several times slower on the gradient of a bias that is
+    summed over more than one axis.
+    """
+
+    def __call__(self, inputs: Float[Array, "... A"], out_sharding=None) -> Float[Array, "... Z"]:
+        flat = super().__call__(inputs.reshape(-1, inputs.shape[-1]), out_sharding)
+        return flat.reshape(*inputs.shape[:-1], -1)
+
+
 class LayerNorm(nnx.Module):
     """Layer normalization over the last axis, for tokens [B, L, C] and feature maps [B, h, w, C] alike.
 
-    The input is flattened to two axes first: XLA's CPU backend is several times slower on the gradient of a reduction that
-    leaves more than one leading axis.
+    Flattened like `Linear`, for the same reason.
     """
 
     def __init__(self, width: int, *, eps: float = 1e-5):
@@ -61,8 +71,8 @@ class MLP(nnx.Module):
     """Linear layers with ReLU between them, none after the last."""
 
     def __init__(self, widths: tuple[int, ...], *, rngs: nnx.Rngs):
-        pairs = zip(widths[:-1], widths[1:], strict=True)
-        self.layers = nnx.List([nnx.Linear(a, b, rngs=rngs) for a, b in pairs])
+        pairs = itertools.pairwise(widths)
+        self.layers = nnx.List([Linear(a, b, rngs=rngs) for a, b in pairs])
 
     def __call__(self, x: Float[Array, "... A"]) -> Float[Array, "... Z"]:
         for layer in self.layers[:-1]:
@@ -74,8 +84,8 @@ class FeedForward(nnx.Module):
     """The two-layer block of a post-norm transformer layer, without the residual."""
 
     def __init__(self, width: int, hidden: int, dropout: float, *, rngs: nnx.Rngs):
-        self.fc1 = nnx.Linear(width, hidden, rngs=rngs)
-        self.fc2 = nnx.Linear(hidden, width, rngs=rngs)
+        self.fc1 = Linear(width, hidden, rngs=rngs)
+        self.fc2 = Linear(hidden, width, rngs=rngs)
         self.dropout = dropout
 
     def __call__(self, x: Float[Array, "B Q C"], *, rngs: nnx.Rngs | None = None) -> Float[Array, "B Q C"]:
@@ -87,8 +97,8 @@ class Attention(nnx.Module):
     """Multi-head attention with torch's packed input projection (`in_proj` holds query, key and value side by side)."""
 
     def __init__(self, width: int, num_heads: int, dropout: float, *, rngs: nnx.Rngs):
-        self.in_proj = nnx.Linear(width, 3 * width, kernel_init=nnx.initializers.xavier_uniform(), rngs=rngs)
-        self.out_proj = nnx.Linear(width, width, rngs=rngs)
+        self.in_proj = Linear(width, 3 * width, kernel_init=nnx.initializers.xavier_uniform(), rngs=rngs)
+        self.out_proj = Linear(width, width, rngs=rngs)
         self.num_heads = num_heads
         self.dropout = dropout
 

@@ -31,7 +31,7 @@ class PyramidLevel(nnx.Module):
     """1 x 1 and 3 x 3 convolution, each followed by a channel LayerNorm, without biases or activations."""
 
     def __init__(self, in_width: int, width: int, *, rngs: nnx.Rngs):
-        self.lateral = nnx.Linear(in_width, width, use_bias=False, rngs=rngs)
+        self.lateral = layers.Linear(in_width, width, use_bias=False, rngs=rngs)
         self.lateral_norm = layers.LayerNorm(width)
         self.conv = nnx.Conv(width, width, (3, 3), padding=1, use_bias=False, rngs=rngs)
         self.conv_norm = layers.LayerNorm(width)

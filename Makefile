@@ -1,0 +1,50 @@
+# make demo: train, evaluate and predict on embedded data.  make test: the test suite.  Both set everything up first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TAG = $(shell $(PYTHON) -c 'import sys; print("py%d%d" % sys.version_info[:2])')
+READY := $(VENV)/.ready
+DEMO := runs/demo
+
+.PHONY: setup demo test test-slow check bench lock clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml $(wildcard requirements/*.txt)
+	@test -f requirements/$(TAG).txt || { echo "error: $(PYTHON) is $(TAG); expected one of: $(notdir $(basename $(wildcard requirements/*.txt)))" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/$(TAG).txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+demo: setup
+	$(BIN)/python -m instancevg_jax.train --config configs/shapes.py --workdir $(DEMO)
+	$(BIN)/python -m instancevg_jax.evaluate --config configs/shapes.py --checkpoint $(DEMO)/checkpoint --output $(DEMO)/report
+	$(BIN)/python -m data_pipelines.draw_shapes --split test --index 7 --output $(DEMO)/scene.png > $(DEMO)/sentence.txt
+	$(BIN)/python -m instancevg_jax.predict --checkpoint $(DEMO)/checkpoint --image $(DEMO)/scene.png \
+		--expression "$$(cat $(DEMO)/sentence.txt)" --output $(DEMO)/answer.png
+	@echo "report: $(DEMO)/report/report.html   prediction: $(DEMO)/answer.png"
+
+test: setup
+	$(BIN)/python -m pytest -n auto
+
+test-slow: setup
+	$(BIN)/python -m pytest -m slow
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
+
+bench: setup
+	@echo "benchmarks are commands of their own: see benchmarks/README.md"
+
+# Needs uv on the PATH. Writes names, versions and hashes only.
+lock:
+	for version in 3.11 3.12 3.13; do \
+		uv pip compile pyproject.toml --extra test --generate-hashes --no-header --no-annotate --quiet \
+			--python-version $$version --output-file requirements/py$$(echo $$version | tr -d .).txt; \
+	done
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info

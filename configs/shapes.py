@@ -1,0 +1,58 @@
+"""A small model on the embedded data set, trained from scratch on two CPU cores.
+
+    python -m instancevg_jax.train --config configs/shapes.py --workdir runs/demo
+
+Variants: "" trains for minutes on level `basic` (what `make demo` runs); ":long" trains longer, on level `full`, and made the
+checkpoint that comes with the package. What they reach is in the README, measured.
+"""
+
+from instancevg_jax.config import Config, DataConfig, EvalConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
+from instancevg_jax.errors import InputError
+
+
+def get_config(variant: str = "") -> Config:
+    """The config of a variant; see the module."""
+    if variant not in ("", "long"):
+        raise InputError(f"configs/shapes.py has no variant {variant!r}; expected none or 'long'")
+    config = Config(
+        model=ModelConfig(
+            image_height=96,
+            image_width=96,
+            patch_size=16,
+            vocab_size=64,
+            max_tokens=20,
+            max_text_positions=32,
+            width=128,
+            depth=4,
+            num_heads=4,
+            mlp_dim=512,
+            drop_path=0.0,
+            head_width=32,
+            num_queries=8,
+            decoder_layers=2,
+            decoder_heads=4,
+            decoder_mlp_dim=128,
+            query_mlp_dim=64,
+            head_dropout=0.0,
+        ),
+        loss=LossConfig(detection=0.2, no_target=1.0, point_map=1.0),
+        data=DataConfig(name="shapes", max_targets=8, num_workers=1, num_eval_examples=1536),
+        optim=OptimConfig(
+            name="adamw",
+            learning_rate=1e-3,
+            backbone_scale=1.0,
+            weight_decay=0.01,
+            amsgrad=False,
+            clip_norm=1.0,
+            schedule="cosine",
+            warmup_steps=100,
+        ),
+        eval=EvalConfig(batch_size=64, score_threshold=0.5, no_target_rule="softmax"),
+        train=TrainConfig(batch_size=32, num_steps=1000, log_every=50),
+    )
+    if variant == "long":
+        config.data.shapes_level = "full"
+        config.train.num_steps = 8000
+        config.train.eval_every = 2000
+        config.train.checkpoint_every = 500
+    return config
