@@ -35,7 +35,7 @@ def get_config(variant: str = "") -> Config:
             query_mlp_dim=64,
             head_dropout=0.0,
         ),
-        loss=LossConfig(detection=0.2, no_target=1.0, point_map=1.0),
+        loss=LossConfig(class_weight=4.0, no_object_weight=0.25, detection=0.3, no_target=2.0, point_map=1.0),
         data=DataConfig(name="shapes", max_targets=8, num_workers=1, num_eval_examples=1536),
         optim=OptimConfig(
             name="adamw",

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from absl import flags
 from ml_collections import config_flags
@@ -29,18 +30,22 @@ def parse(
         SystemExit: after `--help`.
     """
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", help_string="configs/NAME.py[:variant]", flag_values=values)
+    command = ["command", *argv]
+    config_flags.DEFINE_config_file(
+        "config", help_string="configs/NAME.py[:variant]", flag_values=values, sys_argv=command
+    )
     for name, (default, text) in options.items():
         flags.DEFINE_string(name, default, text, flag_values=values)
     if any(argument in ("-h", "--help", "-help") for argument in argv):
         _help(description, options, required)
         sys.exit(0)
+    _check_file(argv)
     try:
-        rest = values(["command", *argv])[1:]
+        rest = values(command)[1:]
     except KeyError as error:  # ml_collections, on a field that the dataclass lacks
         raise InputError(f"unknown config field: {error.args[0]}") from error
     except (flags.Error, OSError, AttributeError, TypeError) as error:
-        raise InputError(str(error)) from error
+        raise _cause(error) from error
     if rest:
         raise InputError(f"unexpected argument {rest[0]!r}; see --help")
     for name in required:
@@ -50,6 +55,26 @@ def parse(
     if not isinstance(config, Config):
         raise InputError(f"{values['config'].value}: get_config() should return an instancevg_jax.config.Config")
     return config, {name: values[name].value for name in options}
+
+
+def _check_file(argv: Sequence[str]) -> None:
+    """Name a config file that is not there; the flags library would answer with a page of attempts."""
+    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+        name, _, value = argument.partition("=")
+        if name in ("--config", "-config"):
+            path = Path((value or following).split(":")[0])
+            if not path.is_file():
+                raise InputError(f"--config {path}: no such file; expected something like configs/shapes.py")
+
+
+def _cause(error: BaseException) -> InputError:
+    """The InputError that a config file raised, if that is what is behind `error`; else its first line."""
+    behind: BaseException | None = error
+    while behind is not None:
+        if isinstance(behind, InputError):
+            return behind
+        behind = behind.__cause__ or behind.__context__
+    return InputError(str(error).strip().splitlines()[0])
 
 
 def _help(description: str, options: Mapping[str, tuple[str | None, str]], required: Sequence[str]) -> None:
