@@ -97,6 +97,18 @@ def load_model(directory: str | Path) -> tuple[InstanceVG, Config]:
     return model, config
 
 
+def load_pretrained(model: InstanceVG, directory: str | Path) -> None:
+    """Start `model` from a checkpoint directory: all of it, or the backbone where the directory was converted from BEiT-3.
+
+    Raises InputError as `load_model` does, and where a parameter has another name or shape than in `model`.
+    """
+    directory = _checked(directory)
+    state = nnx.state(model)
+    if _provenance(directory).get("converted_from") == "beit3":
+        state = nnx.State({"backbone": state["backbone"]})
+    nnx.update(model, _read_arrays(directory, state))
+
+
 def load_tokenizer(directory: str | Path) -> Tokenizer:
     """The tokenizer of a checkpoint directory. Raises InputError as `load_model` does."""
     return Tokenizer.from_file(_checked(directory) / TOKENIZER)

@@ -67,14 +67,10 @@ def _check_file(argv: Sequence[str]) -> None:
                 raise InputError(f"--config {path}: no such file; expected something like configs/shapes.py")
 
 
-def _cause(error: BaseException) -> InputError:
-    """The InputError that a config file raised, if that is what is behind `error`; else its first line."""
-    behind: BaseException | None = error
-    while behind is not None:
-        if isinstance(behind, InputError):
-            return behind
-        behind = behind.__cause__ or behind.__context__
-    return InputError(str(error).strip().splitlines()[0])
+def _cause(error: Exception) -> InputError:
+    """What went wrong, in one line. An exception inside a config file arrives as the text of its traceback: its last line counts."""
+    last = str(error).strip().splitlines()[-1].strip()
+    return InputError(last.removeprefix(f"{InputError.__module__}.{InputError.__name__}: "))
 
 
 def _help(description: str, options: Mapping[str, tuple[str | None, str]], required: Sequence[str]) -> None:

@@ -89,11 +89,10 @@ def train(config: Config, workdir: Path, command: Sequence[str] = ()) -> dict[st
 
 
 def _initial_model(config: Config) -> InstanceVG:
+    model = InstanceVG(config.model, rngs=nnx.Rngs(config.train.seed))
     if config.model.pretrained:
-        model, stored = checkpoint.load_model(config.model.pretrained)
-        del stored
-        return model
-    return InstanceVG(config.model, rngs=nnx.Rngs(config.train.seed))
+        checkpoint.load_pretrained(model, config.model.pretrained)
+    return model
 
 
 def _steps(config: Config, tokenizer: Any) -> tuple[int, int]:

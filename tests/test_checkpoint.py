@@ -170,3 +170,22 @@ def test_a_config_of_another_model_is_named(copy: Path, change: dict, says: str)
     with pytest.raises(InputError, match=says) as caught:
         checkpoint.load_model(copy)
     assert "config.json" in str(caught.value)
+
+
+def test_start_from_a_converted_backbone(saved: Path, tmp_path: Path, tokenizer_bytes: bytes):
+    """A directory converted from BEiT-3 fills the backbone and leaves the head as it was."""
+    backbone = {"backbone": random_params(SMALL)["backbone"]}
+    checkpoint.save_checkpoint(
+        tmp_path / "beit3", backbone, Config(model=SMALL), tokenizer_bytes, {"converted_from": "beit3"}
+    )
+    model = InstanceVG(SMALL, rngs=nnx.Rngs(1))
+    before = leaves(model)
+    checkpoint.load_pretrained(model, tmp_path / "beit3")
+    for path, leaf in leaves(model).items():
+        if path[0] == "backbone":
+            np.testing.assert_array_equal(leaf, traverse_util.flatten_dict(backbone)[path])
+        else:
+            np.testing.assert_array_equal(leaf, before[path])
+    wider = InstanceVG(dataclasses.replace(SMALL, width=32), rngs=nnx.Rngs(1))
+    with pytest.raises(InputError, match="is stored as"):
+        checkpoint.load_pretrained(wider, saved)
