@@ -37,7 +37,7 @@ check: setup
 	$(BIN)/basedpyright
 
 bench: setup
-	@echo "benchmarks are commands of their own: see benchmarks/README.md"
+	$(BIN)/python -m benchmarks.data
 
 # Needs uv on the PATH. Writes names, versions and hashes only.
 lock:

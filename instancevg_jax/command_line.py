@@ -68,7 +68,7 @@ def _check_file(argv: Sequence[str]) -> None:
 
 
 def _cause(error: Exception) -> InputError:
-    """What went wrong, in one line. An exception inside a config file arrives as the text of its traceback: its last line counts."""
+    """What went wrong, in one line: an exception inside a config file arrives as the text of its traceback, the last line tells."""
     last = str(error).strip().splitlines()[-1].strip()
     return InputError(last.removeprefix(f"{InputError.__module__}.{InputError.__name__}: "))
 
