@@ -48,10 +48,11 @@ def get_config(variant: str = "") -> Config:
             warmup_steps=100,
         ),
         eval=EvalConfig(batch_size=64, score_threshold=0.5, no_target_rule="softmax"),
-        train=TrainConfig(batch_size=32, num_steps=1000, log_every=50),
+        train=TrainConfig(batch_size=32, num_steps=1200, log_every=50),
     )
     if variant == "half_hour":
         config.train.num_steps, config.train.eval_every, config.train.checkpoint_every = 4500, 1500, 500
+        config.train.checkpoint_dtype = "float16"
     if variant == "long":
         config.data.shapes_level = "full"
         config.train.num_steps, config.train.eval_every, config.train.checkpoint_every = 20000, 4000, 1000

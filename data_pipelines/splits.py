@@ -32,6 +32,7 @@ class Shown:
     boxes_xyxy: np.ndarray  # [N, 4] of the objects that are meant
     masks: np.ndarray  # [N, H, W] bool
     tags: dict[str, str]  # what to group results by, such as {"template": "the", "kind": "single"}
+    num_objects: int = 0  # objects to choose from, where that is known: a random one is right once in so many
 
 
 class Split(Protocol):
@@ -87,7 +88,8 @@ class ShapesSplit:
         example = self.dataset[record]
         meant = list(example.referents)
         tags = {"kind": example.kind, "template": example.template, "words": " + ".join(example.attributes)}
-        return Shown(example.image, example.expression, example.boxes_xyxy[meant], example.masks[meant], tags)
+        boxes, masks = example.boxes_xyxy[meant], example.masks[meant]
+        return Shown(example.image, example.expression, boxes, masks, tags, len(example.objects))
 
 
 @dataclass(frozen=True)

@@ -132,6 +132,7 @@ class TrainConfig:
     eval_every: int = 0  # steps; 0: at the end only
     checkpoint_every: int = 0  # steps; 0: at the end only
     keep_checkpoints: int = 3
+    checkpoint_dtype: str = "float32"  # of WORKDIR/checkpoint; "float16" halves it (loaded as float32 again)
 
 
 @dataclass

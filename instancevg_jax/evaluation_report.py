@@ -1,5 +1,6 @@
 """report.html of an evaluation: results under both decision rules, by kind of sentence, beside baselines, and pictures."""
 
+import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 from data_pipelines import shapes_baselines, splits
 from data_pipelines.shapes import Example, ShapesDataset
 from instancevg_jax.config import Config
-from instancevg_jax.evaluate import RULES, Evaluation
+from instancevg_jax.evaluation import RULES, Evaluation
 from instancevg_jax.metrics import Answer, Metrics, Row, Truth
 from instancevg_jax.models.instancevg import InstanceVG
 from instancevg_jax.predictor import Predictor
@@ -29,22 +30,21 @@ def write(
     tokenizer: Tokenizer,
     evaluations: Sequence[Evaluation],
     checkpoint: Path,
-    curves: Sequence[Lines] = (),
 ) -> None:
-    """Write the report of `evaluations` to `path`. `curves`: plots of the training that led here, if known."""
+    """Write the report of `evaluations` to `path`; with the curves of the training, where they lie beside the checkpoint."""
     predictor = Predictor.from_model(model, config, tokenizer)
     tables: list[Table] = []
-    plots: list[Lines | Bars] = []
+    plots: list[Lines | Bars] = _training_curves(checkpoint.parent / "metrics.jsonl")
     galleries: list[Gallery] = []
     for evaluation in evaluations:
         source = splits.open_split(config, evaluation.split, tokenizer, length=config.data.num_eval_examples)
         tables.append(_results(evaluation, _baselines(config, evaluation.split, len(source))))
-        tags = {record: source.show(record).tags for record in evaluation.rows}
-        for name in next(iter(tags.values()), {}):
-            group = {record: tag[name] for record, tag in tags.items()}
-            tables.append(_by_tag(evaluation, name, group))
-        if any("template" in tag for tag in tags.values()):
-            plots.append(_template_bars(evaluation, {record: tag["template"] for record, tag in tags.items()}))
+        shown = {record: source.show(record) for record in evaluation.rows}
+        for name in next(iter(shown.values())).tags if shown else ():
+            group = {record: about.tags[name] for record, about in shown.items()}
+            tables.append(_by_tag(evaluation, name, group, {r: about.num_objects for r, about in shown.items()}))
+            if name == "template":
+                plots.append(_template_bars(evaluation, group))
         galleries += _galleries(evaluation, source, predictor)
     notes = (
         f"Checkpoint: {checkpoint}. {config.model.image_height} x {config.model.image_width} pictures, score threshold "
@@ -56,7 +56,17 @@ def write(
         "original does at inference, or over both, as it trains them.",
     )
     title = f"{config.data.name}: {', '.join(evaluation.split for evaluation in evaluations)}"
-    write_report(path, title, tables, [*curves, *plots], galleries, notes)
+    write_report(path, title, tables, plots, galleries, notes)
+
+
+def _training_curves(log: Path) -> list[Lines | Bars]:
+    """The loss and its groups over steps, from a run's metrics.jsonl; nothing if there is none."""
+    if not log.is_file():
+        return []
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    rows = [row for row in rows if row["group"] == "train" and row["loss"] is not None]
+    names = ("loss", "detection", "masks", "no_target")
+    return [Lines("training loss", "step", {name: [(row["step"], row[name]) for row in rows] for name in names})]
 
 
 def _results(evaluation: Evaluation, baselines: dict[str, dict[str, float]]) -> Table:
@@ -72,12 +82,14 @@ def _cell(value: float | None) -> Cell:
     return None if value is None or np.isnan(value) else f"{value:.1f}"
 
 
-def _by_tag(evaluation: Evaluation, name: str, group: dict[int, str]) -> Table:
-    """gIoU, floor, and REC for every value of a tag."""
+def _by_tag(evaluation: Evaluation, name: str, group: dict[int, str], num_objects: dict[int, int]) -> Table:
+    """gIoU with its floor, and REC with its chance where that is known, for every value of a tag."""
     rows = []
     for value in sorted(set(group.values())):
-        chosen = [evaluation.rows[record] for record, tag in group.items() if tag == value]
+        records = [record for record, tag in group.items() if tag == value]
+        chosen = [evaluation.rows[record] for record in records]
         single = [row for row in chosen if row["num_targets"] == 1]
+        odds = [100 / num_objects[int(row["record"])] for row in single if num_objects[int(row["record"])]]
         rows.append(
             [
                 value,
@@ -86,9 +98,10 @@ def _by_tag(evaluation: Evaluation, name: str, group: dict[int, str]) -> Table:
                 _cell(_mean(100 * row["empty"] for row in chosen)),
                 len(single),
                 _cell(_mean(100.0 * (row["best_box_iou"] >= 0.5) for row in single)),
+                _cell(_mean(odds)),
             ]
         )
-    header = [name, "records", "gIoU", "always none", "of one object", "REC"]
+    header = [name, "records", "gIoU", "always none", "of one object", "REC", "a random object"]
     return Table(f"{evaluation.split}: by {name}", header, rows)
 
 

@@ -8,6 +8,7 @@ A run that was stopped goes on from WORKDIR's last saved state when the same com
     checkpoint                  the model to evaluate, predict and share
 """
 
+import functools
 import json
 import math
 import sys
@@ -22,40 +23,43 @@ import orbax.checkpoint as ocp
 from flax import nnx
 
 from data_pipelines import splits
-from instancevg_jax import checkpoint, command_line, evaluate, optim, sharding, train_state
+from instancevg_jax import checkpoint, command_line, optim, sharding, train_state
 from instancevg_jax import config as configs
 from instancevg_jax.config import Config
 from instancevg_jax.errors import InputError, run_command
+from instancevg_jax.evaluation import evaluate, summary
 from instancevg_jax.models.instancevg import InstanceVG
 from instancevg_jax.run_log import Progress, RunLog, duration
+from instancevg_jax.tokenizer import Tokenizer
 from instancevg_jax.train_state import TrainState
 
 
 def train(config: Config, workdir: Path, command: Sequence[str] = ()) -> dict[str, dict[str, float]]:
     """Run `config` to its end and return the metrics of its evaluated splits. `command` is noted in the checkpoint."""
+    settings = config.train
     mesh = sharding.make_mesh()
-    sharding.check_batch_size(config.train.batch_size, mesh, "train.batch_size")
+    sharding.check_batch_size(settings.batch_size, mesh, "train.batch_size")
     tokenizer = splits.load_tokenizer(config)
     if tokenizer.vocab_size > config.model.vocab_size:
         raise InputError(f"the tokenizer has {tokenizer.vocab_size} ids, model.vocab_size is {config.model.vocab_size}")
-    workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / "config.json").write_text(configs.to_json(config))
-
-    batches = splits.train_batches(config, tokenizer)
     num_steps, steps_per_epoch = _steps(config, tokenizer)
+    batches = splits.train_batches(config, tokenizer)
     graph, params, stats = train_state.split_model(_initial_model(config))
     optimizer = optim.make_optimizer(config.optim, params, steps_per_epoch=steps_per_epoch, num_steps=num_steps)
-    state = train_state.create(params, stats, optimizer, config.train.ema_decay)
-    state = jax.device_put(state, sharding.replicated(mesh))
-    train_step = train_state.make_train_step(graph, config, optimizer, mesh)
     rate = optim.schedule(config.optim, steps_per_epoch, num_steps)
+    train_step = train_state.make_train_step(graph, config, optimizer, mesh)
+    state = train_state.create(params, stats, optimizer, settings.ema_decay)
+    state = jax.device_put(state, sharding.replicated(mesh))
+    _check_workdir(workdir, config)
+    workdir.mkdir(parents=True, exist_ok=True)
+    (workdir / "config.json").write_text(configs.to_json(config))
     print(_greeting(config, params, mesh, num_steps), flush=True)
 
-    results: dict[str, dict[str, float]] = {}
     log = RunLog(workdir)
+    progress = Progress(num_steps, settings.batch_size)
+    publish = functools.partial(_publish, graph, config, tokenizer, workdir, log, command)
     with _states(workdir, config) as states:
         state, start = _restore(states, state, batches)
-        progress = Progress(num_steps, config.train.batch_size)
         gathered, waited, since = [], 0.0, time.monotonic()
         for step in range(start + 1, num_steps + 1):
             before = time.monotonic()
@@ -68,23 +72,41 @@ def train(config: Config, workdir: Path, command: Sequence[str] = ()) -> dict[st
                 print(f"first step after {duration(time.monotonic() - before)} (compilation)", flush=True)
                 progress.line(step)
                 waited, since = 0.0, time.monotonic()
-            if step % config.train.log_every == 0 or step == num_steps:
+            if step % settings.log_every == 0 or step == num_steps:
                 waiting = waited / max(time.monotonic() - since, 1e-9)
                 _report(log, step, gathered, progress, float(rate(np.int32(step - 1))), waiting)
                 gathered, waited, since = [], 0.0, time.monotonic()
-            due = config.train.checkpoint_every and step % config.train.checkpoint_every == 0
-            if due or step == num_steps:
+            if step == num_steps or (settings.checkpoint_every and step % settings.checkpoint_every == 0):
                 _save(states, step, state, batches)
-            if step == num_steps or (config.train.eval_every and step % config.train.eval_every == 0):
-                model = nnx.merge(graph, *train_state.weights(state))
-                checkpoint.save_checkpoint(
-                    workdir / "checkpoint", nnx.state(model), config, tokenizer.model_bytes, _origin(step, command)
-                )
-                for split in config.data.eval_splits:
-                    results[split] = evaluate.evaluate(model, config, tokenizer, split).metrics
-                    log.scalars(step, split, results[split])
-                    print(f"step {step}, {split}: {evaluate.summary(results[split])}", flush=True)
+            if settings.eval_every and step % settings.eval_every == 0 and step < num_steps:
+                publish(state, step)
+    results = publish(state, max(start, num_steps))
     log.close()
+    return results
+
+
+def _publish(
+    graph: Any,
+    config: Config,
+    tokenizer: Tokenizer,
+    workdir: Path,
+    log: RunLog,
+    command: Sequence[str],
+    state: TrainState,
+    step: int,
+) -> dict[str, dict[str, float]]:
+    """Write WORKDIR/checkpoint and measure it on every evaluated split."""
+    model = nnx.merge(graph, *train_state.weights(state))
+    origin = {"origin": "trained by instancevg_jax.train", "step": step, "command": " ".join(command)}
+    dtype = None if config.train.checkpoint_dtype == "float32" else config.train.checkpoint_dtype
+    checkpoint.save_checkpoint(
+        workdir / "checkpoint", nnx.state(model), config, tokenizer.model_bytes, origin, dtype=dtype
+    )
+    results = {}
+    for split in config.data.eval_splits:
+        results[split] = evaluate(model, config, tokenizer, split).metrics
+        log.scalars(step, split, results[split])
+        print(f"step {step}, {split}: {summary(results[split])}", flush=True)
     return results
 
 
@@ -95,7 +117,7 @@ def _initial_model(config: Config) -> InstanceVG:
     return model
 
 
-def _steps(config: Config, tokenizer: Any) -> tuple[int, int]:
+def _steps(config: Config, tokenizer: Tokenizer) -> tuple[int, int]:
     """How many steps the run takes, and an epoch."""
     source = splits.open_split(config, config.data.train_split, tokenizer)
     per_epoch = max(math.ceil(len(source) / config.train.batch_size), 1)
@@ -104,6 +126,16 @@ def _steps(config: Config, tokenizer: Any) -> tuple[int, int]:
     if len(source) == splits.ENDLESS and not config.train.num_steps:
         raise InputError(f"the {config.data.name!r} data has no end: set train.num_steps")
     return config.train.num_steps or per_epoch * config.train.num_epochs, per_epoch
+
+
+def _check_workdir(workdir: Path, config: Config) -> None:
+    """Refuse to go on with a run of another network or optimizer: its state would not fit."""
+    if not (workdir / "state").is_dir() or not (workdir / "config.json").is_file():
+        return
+    stored = configs.load(workdir / "config.json")
+    for name in ("model", "optim"):
+        if getattr(stored, name) != getattr(config, name):
+            raise InputError(f"{workdir} holds a run with another {name!r} section; choose another --workdir")
 
 
 def _greeting(config: Config, params: Any, mesh: jax.sharding.Mesh, num_steps: int) -> str:
@@ -130,10 +162,6 @@ def _report(log: RunLog, step: int, gathered: list, progress: Progress, rate: fl
     )
     if not math.isfinite(means["loss"]):
         raise InputError(f"the loss is {means['loss']} near step {step}; lower optim.learning_rate or optim.clip_norm")
-
-
-def _origin(step: int, command: Sequence[str]) -> dict[str, Any]:
-    return {"origin": "trained by instancevg_jax.train", "step": step, "command": " ".join(command)}
 
 
 def _states(workdir: Path, config: Config) -> ocp.CheckpointManager:

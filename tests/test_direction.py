@@ -12,7 +12,7 @@ LAYERS = [
     {"models"},
     {"matching", "losses", "postprocess"},
     {"metrics", "optim", "train_state", "sharding", "checkpoint", "visualize", "report", "run_log", "command_line"},
-    {"train", "evaluate", "evaluation_report", "predict", "predictor", "serve"},
+    {"train", "evaluate", "evaluation", "evaluation_report", "predict", "predictor", "serve"},
 ]
 DATA_MAY_USE = {"errors", "files", "types", "preprocess", "tokenizer", "resize", "config"}
 
