@@ -1,0 +1,49 @@
+"""From annotation files and JPEGs to metrics and a report, for all four families, on a small real sample."""
+
+import json
+
+import numpy as np
+import pytest
+
+from data_pipelines import prepare
+from instancevg_jax import evaluate, train
+from tests import oracle
+from tests.test_train import SMALL
+
+FAMILIES = {
+    "grefcoco": ("grefs/instance.json", "val", ("gIoU", "cIoU", "F1")),
+    "refcoco": ("mixed-seg/instances_nogoogle_withid.json", "val_refcoco_unc", ("DetACC@0.5", "mIoU", "oIoU")),
+    "refzom": ("ref-zom/instance.json", "test", ("mIoU", "oIoU", "Acc")),
+    "rrefcoco": ("rrefcoco/instance.json", "val_rrefcoco", ("mIoU", "mRR", "rIoU")),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_prepare_train_evaluate(family, tmp_path):
+    annotations, split, names = FAMILIES[family]
+    root = oracle.data("refcoco_real")
+    source = ["--annotations", str(root / "annotations" / annotations)]
+    images = root / "images" / "mscoco" / "train2014"
+    prepare.main([family, *source, "--images", str(images), "--data-dir", str(tmp_path / "data")])
+    tokenizer = tmp_path / "tiny.spm"
+    tokenizer.write_bytes(oracle.fixture("f8_tokenizer")["spm_model_bytes"].tobytes())
+    arguments = [
+        f"--config=configs/{family}.py",
+        *SMALL[1:],
+        "--config.model.pretrained=",
+        "--config.model.vocab_size=120",
+        f"--config.data.data_dir={tmp_path / 'data'}",
+        f"--config.data.tokenizer={tokenizer}",
+        f"--config.data.eval_splits=('{split}',)",
+        "--config.train.num_steps=2",
+        *([f"--config.data.train_split={split}"] if family == "refcoco" else []),  # the sample has no training split
+    ]
+    train.main([*arguments, f"--workdir={tmp_path / 'run'}"])
+    evaluate.main([*arguments, f"--checkpoint={tmp_path / 'run' / 'checkpoint'}", f"--output={tmp_path / 'report'}"])
+    result = json.loads((tmp_path / "report" / "metrics.json").read_text())["splits"][split]
+    assert result["records"] == 13
+    for name in names:
+        value = result["by_rule"]["sigmoid"][name]
+        assert value is None or np.isfinite(value)
+    assert (tmp_path / "report" / "report.html").stat().st_size > 50_000
