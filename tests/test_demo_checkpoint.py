@@ -1,0 +1,28 @@
+"""The model that comes with the package finds what plain sentences mean, and is small."""
+
+import itertools
+
+import numpy as np
+
+from data_pipelines.shapes import ShapesDataset
+from instancevg_jax import Predictor
+from instancevg_jax.boxes import paired_iou
+from instancevg_jax.predictor import DEMO_CHECKPOINT
+
+
+def test_finds_objects_by_their_colour():
+    """Sentences that name one object by its colour alone: the best box is right nearly always, a random one 36 % of the time."""
+    dataset = ShapesDataset("test")
+    indices = (i for i in itertools.count() if dataset.describe(i).attributes == ("colour",))
+    chosen = [dataset[i] for i in itertools.islice((i for i in indices if dataset.describe(i).kind == "single"), 32)]
+    predictor = Predictor.from_pretrained()
+    groundings = predictor.predict_batch([e.image for e in chosen], [e.expression for e in chosen], score_threshold=0.0)
+    right = [
+        paired_iou(grounding.boxes_xyxy[0], example.boxes_xyxy[example.referents[0]]) >= 0.5
+        for grounding, example in zip(groundings, chosen, strict=True)
+    ]
+    assert np.mean(right) >= 0.85
+
+
+def test_is_small():
+    assert sum(path.stat().st_size for path in DEMO_CHECKPOINT.rglob("*")) < 8 * 2**20
