@@ -1,11 +1,12 @@
 """From annotation files and JPEGs to metrics and a report, for all four families, on a small real sample."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
-from data_pipelines import prepare
 from instancevg_jax import evaluate, train
 from tests import oracle
 from tests.test_train import SMALL
@@ -25,7 +26,8 @@ def test_prepare_train_evaluate(family, tmp_path):
     root = oracle.data("refcoco_real")
     source = ["--annotations", str(root / "annotations" / annotations)]
     images = root / "images" / "mscoco" / "train2014"
-    prepare.main([family, *source, "--images", str(images), "--data-dir", str(tmp_path / "data")])
+    command = [sys.executable, "-m", "data_pipelines.prepare", family, *source, "--images", str(images)]
+    subprocess.run([*command, "--data-dir", str(tmp_path / "data")], check=True)
     tokenizer = tmp_path / "tiny.spm"
     tokenizer.write_bytes(oracle.fixture("f8_tokenizer")["spm_model_bytes"].tobytes())
     arguments = [
