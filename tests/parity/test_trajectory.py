@@ -50,7 +50,7 @@ def batch(step: int) -> Batch:
 
 @pytest.mark.slow
 def test_five_steps_and_their_average():
-    """Losses and gradient norm of each step within three times the floor: how far the original in float32 is from itself in
+    """Losses and gradient norm of each step within twice the floor: how far the original in float32 is from itself in
     float64, since rounding is amplified from step to step.
     """
     expected = oracle.fixture("f5_optim")
@@ -71,7 +71,7 @@ def test_five_steps_and_their_average():
         names = ("detection", "masks", "no_target", "loss", "grad_norm")
         actual = np.array([float(metrics[name]) for name in names])
         off = np.abs(actual - expected["losses"][step])
-        assert (off <= 3 * floors[step] + 1e-6).all(), f"step {step}: {names} off by {off}, floors {floors[step]}"
+        assert (off <= 2 * floors[step] + 1e-6).all(), f"step {step}: {names} off by {off}, floors {floors[step]}"
     trained = nnx.merge(graph, state.params, state.stats)
     assert jax.tree.structure(state.ema["params"]) == jax.tree.structure(state.params)
     np.testing.assert_allclose(
