@@ -11,8 +11,9 @@ from jaxtyping import Array, Bool, Float
 
 
 class Linear(nnx.Linear):
-    """nnx.Linear on an input flattened to two axes: XLA's CPU backend (jax 0.10.2) is 2.5 times slower on the gradient of a bias that is
-    summed over more than one axis.
+    """nnx.Linear on an input flattened to two axes.
+
+    On CPU (jax 0.10.2) the gradient of a bias that is summed over more than one axis takes 2.5 times as long.
     """
 
     def __call__(self, inputs: Float[Array, "... A"], out_sharding=None) -> Float[Array, "... Z"]:
