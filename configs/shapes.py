@@ -3,7 +3,8 @@
     python -m instancevg_jax.train --config configs/shapes.py --workdir runs/demo
 
 Variants: "" trains for minutes on level `basic` (what `make demo` runs); ":half_hour" does so for longer and made the checkpoint
-that comes with the package; ":long" trains on level `full` for up to 150 minutes. What was reached is in the README, measured.
+that comes with the package; ":long" trains on levels `basic` and `full` with finer patches, for up to 150 minutes. What was
+reached is in the README, measured.
 """
 
 from instancevg_jax.config import Config, DataConfig, EvalConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
@@ -54,6 +55,9 @@ def get_config(variant: str = "") -> Config:
         config.train.num_steps, config.train.eval_every, config.train.checkpoint_every = 4500, 1500, 500
         config.train.checkpoint_dtype = "float16"
     if variant == "long":
-        config.data.shapes_level = "full"
-        config.train.num_steps, config.train.eval_every, config.train.checkpoint_every = 20000, 4000, 1000
+        config.model.patch_size = 12
+        config.data.shapes_level, config.data.shapes_curriculum = "full", 96_000
+        config.optim.warmup_steps = 500
+        config.train.num_steps, config.train.eval_every, config.train.checkpoint_every = 10_000, 2500, 500
+        config.train.checkpoint_dtype = "float16"
     return config

@@ -1,6 +1,6 @@
 """From the data section of a config to items and the transform that makes examples of them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
 
@@ -57,13 +57,17 @@ class Split(Protocol):
 
 @dataclass(frozen=True)
 class ShapesSplit:
-    """The embedded data as a source of the loader; `len` may be cut short for evaluation."""
+    """The embedded data as a source of the loader; `len` may be cut short for evaluation.
+
+    With a `curriculum`, items are of level "basic" up to that index, and by turns "basic" and of the data set's level from there.
+    """
 
     dataset: shapes.ShapesDataset
     tokenizer: Tokenizer
     max_tokens: int
     max_targets: int
     length: int = ENDLESS
+    curriculum: int = 0
 
     def __len__(self) -> int:
         return self.length
@@ -75,7 +79,9 @@ class ShapesSplit:
     def transform(self, item: int, rng: np.random.Generator) -> Batch:
         """One example without the batch dimension. Nothing is random: the index says it all."""
         del rng
-        batch = shapes.make_batch([self.dataset[item]], self.tokenizer, self.max_tokens, self.max_targets)
+        easy = item < self.curriculum or (self.curriculum and item % 2 == 0)
+        dataset = replace(self.dataset, level="basic") if easy else self.dataset
+        batch = shapes.make_batch([dataset[item]], self.tokenizer, self.max_tokens, self.max_targets)
         return jax.tree.map(lambda x: x[0], batch)
 
     def group(self, record: int) -> int:
@@ -166,6 +172,8 @@ def open_split(config: Config, split: str, tokenizer: Tokenizer, *, length: int 
 def train_batches(config: Config, tokenizer: Tokenizer) -> grain.DatasetIterator[Batch]:
     """This process's share of every global training batch, without end; has `get_state` and `set_state`."""
     source = open_split(config, config.data.train_split, tokenizer)
+    if isinstance(source, ShapesSplit):
+        source = replace(source, curriculum=config.data.shapes_curriculum)
     return loader.batches(
         source,
         source.transform,

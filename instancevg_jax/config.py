@@ -82,6 +82,7 @@ class DataConfig:
     max_targets: int = 10  # T
     num_workers: int = 2
     shapes_level: str = "basic"  # "basic" or "full"
+    shapes_curriculum: int = 0  # > 0: so many training examples are "basic", then every second one is of shapes_level
     num_eval_examples: int = 0  # 0: the whole split
 
 
