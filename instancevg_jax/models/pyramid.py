@@ -33,7 +33,7 @@ class PyramidLevel(nnx.Module):
     def __init__(self, in_width: int, width: int, *, rngs: nnx.Rngs):
         self.lateral = layers.Linear(in_width, width, use_bias=False, rngs=rngs)
         self.lateral_norm = layers.LayerNorm(width)
-        self.conv = nnx.Conv(width, width, (3, 3), padding=1, use_bias=False, rngs=rngs)
+        self.conv = layers.Conv3x3(width, width, rngs=rngs)
         self.conv_norm = layers.LayerNorm(width)
 
     def __call__(self, x: Float[Array, "B h w A"]) -> Float[Array, "B h w C"]:
@@ -62,9 +62,9 @@ class UNetStage(nnx.Module):
     """Enlarge, join with the finer level, and convolve twice (3 x 3, BatchNorm, ReLU)."""
 
     def __init__(self, width: int, *, rngs: nnx.Rngs):
-        self.conv1 = nnx.Conv(2 * width, width, (3, 3), padding=1, use_bias=False, rngs=rngs)
+        self.conv1 = layers.Conv3x3(2 * width, width, rngs=rngs)
         self.norm1 = layers.BatchNorm(width)
-        self.conv2 = nnx.Conv(width, width, (3, 3), padding=1, use_bias=False, rngs=rngs)
+        self.conv2 = layers.Conv3x3(width, width, rngs=rngs)
         self.norm2 = layers.BatchNorm(width)
 
     def __call__(
