@@ -58,6 +58,6 @@ def get_config(variant: str = "") -> Config:
         config.model.patch_size = 12
         config.data.shapes_level, config.data.shapes_curriculum = "full", 96_000
         config.optim.warmup_steps = 500
-        config.train.num_steps, config.train.eval_every, config.train.checkpoint_every = 10_000, 5000, 500
+        config.train.num_steps, config.train.eval_every, config.train.checkpoint_every = 8000, 4000, 500
         config.train.checkpoint_dtype = "float16"
     return config

@@ -115,25 +115,17 @@ def test_gradient_norms(name):
         np.testing.assert_allclose(got, norm, rtol=1e-4, atol=1e-6, err_msg=key)
 
 
-def assert_full_gradients(name, gradients, tolerance):
+@pytest.mark.parametrize("name", CASES)
+def test_full_gradients(name):
+    """In float64: `tiny` has a ReLU input of 1e-6, below float32's rounding at that depth, and which side it falls to
+    (3e-4 of a gradient's norm) differs from one CPU to the next."""
+    with jax.enable_x64(True):
+        gradients = step(name, "float64")[3]
     given = {k.removeprefix("grad::"): v for k, v in oracle.fixture(name).items() if k.startswith("grad::")}
     assert len(given) == 12
     for key, value in given.items():
         error = np.linalg.norm(gradients[key].astype(np.float64) - value) / np.linalg.norm(value)
-        assert error <= tolerance, f"{key}: off by {error:.1e} of its norm"
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_full_gradients(name):
-    assert_full_gradients(name, step(name)[3], 3e-4)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
-def test_full_gradients_in_float64(name):
-    with jax.enable_x64(True):
-        gradients = step(name, "float64")[3]
-    assert_full_gradients(name, gradients, 1e-5)
+        assert error <= 1e-5, f"{key}: off by {error:.1e} of its norm"
 
 
 @pytest.mark.parametrize("name", CASES)
