@@ -82,7 +82,7 @@ def batches(
 
 
 class _Weighted:
-    """Items with a weight; of weight 0, the first item over and over."""
+    """Items with a weight and their number; of weight 0, the first item over and over."""
 
     def __init__(self, source: Source, weight: float, length: int) -> None:
         self._source, self._weight, self._length = source, weight, length
@@ -90,18 +90,20 @@ class _Weighted:
     def __len__(self) -> int:
         return self._length
 
-    def __getitem__(self, index: int) -> tuple[Any, float]:
-        return self._source[index if self._weight else 0], self._weight
+    def __getitem__(self, index: int) -> tuple[Any, float, int]:
+        index = index if self._weight else 0
+        return self._source[index], self._weight, index
 
 
 class _Example:
-    """The transform, on an item with its weight."""
+    """The transform, on an item with its weight and number."""
 
     def __init__(self, transform: Transform) -> None:
         self._transform = transform
 
-    def __call__(self, item: tuple[Any, float], rng: np.random.Generator) -> Batch:
-        return replace(self._transform(item[0], rng), example_weight=np.float32(item[1]))
+    def __call__(self, numbered: tuple[Any, float, int], rng: np.random.Generator) -> Batch:
+        item, weight, number = numbered
+        return replace(self._transform(item, rng), example_weight=np.float32(weight), item=np.int32(number))
 
 
 def _stack(examples: Sequence[Batch]) -> Batch:

@@ -142,7 +142,7 @@ def normalize(image: UInt8[np.ndarray, "H W 3"]) -> Float32[np.ndarray, "H W 3"]
 
 
 def make_batch(examples: Sequence[Example], tokenizer: Tokenizer, max_tokens: int, max_targets: int) -> Batch:
-    """A batch with numpy leaves (see instancevg_jax.types), masks at the pictures' size.
+    """A batch with numpy leaves (see instancevg_jax.types), masks at the pictures' size; `item` is -1, the loader sets it.
 
     Raises InputError when an example means more than `max_targets` objects.
     """
@@ -164,6 +164,7 @@ def make_batch(examples: Sequence[Example], tokenizer: Tokenizer, max_tokens: in
         token_mask=np.stack([mask for _, mask in tokens]),
         targets=Targets(boxes=boxes, valid=valid, masks=masks, mask=masks.any(axis=1)),
         example_weight=np.ones(len(examples), np.float32),
+        item=np.full(len(examples), -1, np.int32),
     )
 
 

@@ -54,6 +54,10 @@ class Split(Protocol):
         """A record for a report."""
         ...
 
+    def name(self, item: int) -> str:
+        """What a person finds an item by, in messages."""
+        ...
+
 
 @dataclass(frozen=True)
 class ShapesSplit:
@@ -79,15 +83,21 @@ class ShapesSplit:
     def transform(self, item: int, rng: np.random.Generator) -> Batch:
         """One example without the batch dimension. Nothing is random: the index says it all."""
         del rng
-        easy = item < self.curriculum or (self.curriculum and item % 2 == 0)
-        dataset = replace(self.dataset, level="basic") if easy else self.dataset
-        batch = shapes.make_batch([dataset[item]], self.tokenizer, self.max_tokens, self.max_targets)
+        batch = shapes.make_batch([self._dataset_of(item)[item]], self.tokenizer, self.max_tokens, self.max_targets)
         return jax.tree.map(lambda x: x[0], batch)
 
     def group(self, record: int) -> int:
         """These records are in no groups."""
         del record
         return -1
+
+    def name(self, item: int) -> str:
+        """Split, level and index, all that an example is made of."""
+        return f"{self.dataset.split} {self._dataset_of(item).level} {item}"
+
+    def _dataset_of(self, item: int) -> shapes.ShapesDataset:
+        easy = item < self.curriculum or (self.curriculum and item % 2 == 0)
+        return replace(self.dataset, level="basic") if easy else self.dataset
 
     def show(self, record: int) -> Shown:
         """The record for a report. `words`: which attributes its sentence names."""
@@ -124,6 +134,11 @@ class ReferringSplit:
     def group(self, record: int) -> int:
         """Groups are numbered in the order of the file."""
         return self._groups.get(self.source.load(record)[0].group, -1)
+
+    def name(self, item: int) -> str:
+        """The ids of the record, or of the alternatives of which one was drawn, and their pictures."""
+        records = [self.source.load(position)[0] for position in self.source[item].positions]
+        return ", ".join(f"{record.id} ({record.picture})" for record in records)
 
     def show(self, record: int) -> Shown:
         """The record with its picture at its own size."""

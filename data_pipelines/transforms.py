@@ -46,7 +46,7 @@ class Transform:
     cache: PictureCache | None = None  # of no use with `jitter`, which needs whole pictures
 
     def __call__(self, choice: Choice, rng: np.random.Generator) -> Batch:
-        """One example, without the batch dimension; `example_weight` is 1."""
+        """One example, without the batch dimension; `example_weight` is 1 and `item` -1: the loader knows both."""
         record, picture = choice.load(choice.positions[int(rng.integers(len(choice.positions)))])
         expression = record.expressions[int(rng.integers(len(record.expressions)))]
         try:
@@ -81,6 +81,7 @@ class Transform:
             token_mask=token_mask,
             targets=self.targets(record, height, width, window),
             example_weight=np.float32(1),
+            item=np.int32(-1),
         )
 
     def targets(self, record: Record, height: int, width: int, window: Window | None = None) -> Targets:

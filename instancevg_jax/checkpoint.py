@@ -8,7 +8,6 @@ DIR/provenance.json  format, version, git commit, sizes of the files, and what t
 
 import json
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,10 +21,10 @@ from flax import nnx, traverse_util
 
 from instancevg_jax import config as configs
 from instancevg_jax.config import Config
-from instancevg_jax.errors import InputError
+from instancevg_jax.errors import InputError, first_line
 from instancevg_jax.models.instancevg import InstanceVG
 from instancevg_jax.tokenizer import Tokenizer
-from instancevg_jax.version import __version__
+from instancevg_jax.version import __version__, git_commit
 
 FORMAT = "instancevg_jax checkpoint, version 1"
 PARAMS, CONFIG, TOKENIZER, PROVENANCE = "params", "config.json", "tokenizer.spm", "provenance.json"
@@ -53,7 +52,8 @@ def save_checkpoint(
         extra_files: contents of further files by name, such as a README.md.
 
     Raises:
-        InputError: `directory` holds something that is no checkpoint, or a parameter does not fit into float16.
+        InputError: `directory` holds something that is no checkpoint, a parameter does not fit into float16, or the
+            disk is full.
     """
     directory = Path(directory).absolute()
     if directory.exists() and not (directory.is_dir() and _is_replaceable(directory)):
@@ -69,7 +69,7 @@ def save_checkpoint(
         (new / TOKENIZER).write_bytes(tokenizer_bytes)
         for name, content in (extra_files or {}).items():
             (new / name).write_bytes(content)
-        stamp = {"format": FORMAT, "version": __version__, "git_commit": _git_commit(), "files": _sizes(new)}
+        stamp = {"format": FORMAT, "version": __version__, "git_commit": git_commit(), "files": _sizes(new)}
         (new / PROVENANCE).write_text(json.dumps({**provenance, **stamp}, indent=2) + "\n")
         if directory.exists():
             directory.rename(old)
@@ -146,16 +146,6 @@ def _sizes(directory: Path) -> dict[str, int]:
     return {path.relative_to(directory).as_posix(): path.stat().st_size for path in files}
 
 
-def _git_commit() -> str | None:
-    """The commit of the working tree that this package is imported from, if it is one."""
-    root = Path(__file__).resolve().parent.parent
-    if not (root / ".git").exists() or shutil.which("git") is None:
-        return None
-    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    return result.stdout.strip() or None
-
-
 def _checkpointer() -> ocp.Checkpointer:
     """One process reads or writes by itself: no barrier with the other hosts.
 
@@ -179,8 +169,11 @@ def _checkpointer() -> ocp.Checkpointer:
 
 
 def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    with _checkpointer() as checkpointer:
-        checkpointer.save(path, args=ocp.args.PyTreeSave(arrays))
+    try:
+        with _checkpointer() as checkpointer:
+            checkpointer.save(path, args=ocp.args.PyTreeSave(arrays))
+    except Exception as error:  # Orbax and tensorstore raise many types for a full disk
+        raise InputError(f"{path.parent.parent.parent}: a checkpoint was not written ({first_line(error)})") from error
     # Orbax writes the path that it saved to into this file; a checkpoint is meant to be moved and shared
     (path / "commit_success.txt").write_text("Checkpoint commit was successful\n")
 
@@ -198,7 +191,7 @@ def _read_arrays(directory: Path, abstract: nnx.State) -> dict[Any, Any]:
     except InputError:
         raise
     except Exception as error:  # Orbax and tensorstore raise many types for a damaged file
-        raise InputError(f"{path}: the parameters cannot be read ({str(error).splitlines()[0][:200]})") from error
+        raise InputError(f"{path}: the parameters cannot be read ({first_line(error)})") from error
     pure = {key: jnp.asarray(arrays[".".join(map(str, key))], leaf.dtype) for key, leaf in expected.items()}
     return traverse_util.unflatten_dict(pure)
 

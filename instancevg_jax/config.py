@@ -131,8 +131,13 @@ class TrainConfig:
     ema_decay: float = 0.0  # average of parameters and statistics to evaluate with; 0: none, as the original trains
     log_every: int = 50
     eval_every: int = 0  # steps; 0: at the end only
-    checkpoint_every: int = 0  # steps; 0: at the end only
-    keep_checkpoints: int = 3
+    checkpoint_every: int = 0  # steps between saved states; 0: at the end only
+    keep_checkpoints: int = 3  # states that stay, the latest
+    best_metric: str = (
+        ""  # what WORKDIR/best is best in, on the first of data.eval_splits; "": the task's headline metric
+    )
+    bad_steps: str = "stop"  # where loss or gradient is not finite, or loss_limit passed: "stop", or "skip" such steps
+    loss_limit: float = 0.0  # > 0: a step with a greater loss is bad too
     checkpoint_dtype: str = "float32"  # of WORKDIR/checkpoint; "float16" halves it (loaded as float32 again)
 
 

@@ -22,6 +22,7 @@ from instancevg_jax.tokenizer import Tokenizer
 from instancevg_jax.types import Predictions
 
 RULES = ("sigmoid", "softmax")  # how "nothing is meant" is read off; both are measured
+HEADLINES = {"gres": "gIoU", "refcoco": "mIoU", "refzom": "mIoU", "rrefcoco": "rIoU"}  # task -> the metric to choose by
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,31 @@
 """What a run says while it goes: console lines with rate and ETA, metrics.jsonl, TensorBoard files."""
 
+import importlib.metadata
 import json
+import os
+import platform
+import resource
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
 from tensorboardX import SummaryWriter
+
+from instancevg_jax.version import __version__, git_commit
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain")
+SETTINGS = (
+    "XLA_",
+    "JAX_",
+    "LIBTPU_",
+    "CUDA_",
+    "NCCL_",
+    "GLIBC_TUNABLES",
+)  # environment variables worth noting begin so
 
 
 def duration(seconds: float) -> str:
@@ -19,10 +38,35 @@ def duration(seconds: float) -> str:
     return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
 
 
+def memory_gb() -> float:
+    """The most memory used so far, 10^9 bytes: of the first device, or of this process where devices do not tell (CPU)."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    unit = 1 if sys.platform == "darwin" else 1024
+    return stats.get("peak_bytes_in_use", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit) / 1e9
+
+
+def environment(command: Sequence[str]) -> dict[str, Any]:
+    """What a run ran on, for people who want to repeat it. JSON values."""
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": " ".join(command),
+        "version": __version__,
+        "git_commit": git_commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "processes": jax.process_count(),
+        "cpus": os.cpu_count(),
+        "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith(SETTINGS)},
+    }
+
+
 class RunLog:
-    """Writes scalars to WORKDIR/metrics.jsonl (a line a call) and WORKDIR/tensorboard."""
+    """Writes scalars to WORKDIR/metrics.jsonl (a line a call) and WORKDIR/tensorboard, and each start to starts.jsonl."""
 
     def __init__(self, workdir: Path):
+        self._workdir = workdir
         self._file = (workdir / "metrics.jsonl").open("a", buffering=1)
         self._board = SummaryWriter(str(workdir / "tensorboard"))
         self._start = time.monotonic()
@@ -35,6 +79,19 @@ class RunLog:
         self._file.write(json.dumps({"step": step, "group": group, "seconds": elapsed, **told}) + "\n")
         for name, value in values.items():
             self._board.add_scalar(f"{group}/{name}", value, step)
+
+    def start(self, step: int, command: Sequence[str]) -> None:
+        """Note that the run starts, or goes on, after `step`: a line of starts.jsonl."""
+        with (self._workdir / "starts.jsonl").open("a") as file:
+            file.write(json.dumps({"after_step": step, **environment(command)}) + "\n")
+
+    def bad_step(self, step: int, values: Mapping[str, float], items: Sequence[str]) -> Path:
+        """Note a step that changed nothing and what was in its batch; returns the file."""
+        path = self._workdir / "bad_steps.jsonl"
+        with path.open("a") as file:
+            told = {name: value if np.isfinite(value) else str(value) for name, value in values.items()}
+            file.write(json.dumps({"step": step, **told, "items": items}) + "\n")
+        return path
 
     def picture(self, step: int, name: str, rgb: np.ndarray) -> None:
         """A [H, W, 3] uint8 picture for TensorBoard."""

@@ -1,25 +1,29 @@
 """Train a model: python -m instancevg_jax.train --config configs/NAME.py[:VARIANT] --workdir DIR
 
-A run that was stopped goes on from WORKDIR's last saved state when the same command is given again. What it leaves behind:
+A run that was stopped goes on from WORKDIR's last saved state when the same command is given again. SIGTERM makes it save its
+state and end with status 0. What it leaves behind:
 
     config.json                 every setting of the run
-    metrics.jsonl, tensorboard  losses, learning rate, rates; metrics of every evaluation
+    starts.jsonl                command, code, machine and settings of each start
+    metrics.jsonl, tensorboard  losses, learning rate, rates; metrics of every evaluation, and pictures of its first answers
     state/STEP                  everything needed to go on
-    checkpoint                  the model to evaluate, predict and share
+    checkpoint                  the model to evaluate, predict and share; with --config.train.eval_every, `best` is the best so far
+    bad_steps.jsonl             steps that were skipped, with what was in their batches
 """
 
 import functools
 import json
 import math
+import signal
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from flax import nnx
 
 from data_pipelines import splits
@@ -27,16 +31,28 @@ from instancevg_jax import checkpoint, command_line, optim, sharding, train_stat
 from instancevg_jax import config as configs
 from instancevg_jax.config import Config
 from instancevg_jax.errors import InputError, run_command
-from instancevg_jax.evaluation import evaluate, summary
+from instancevg_jax.evaluation import HEADLINES, evaluate, summary
 from instancevg_jax.models.instancevg import InstanceVG
-from instancevg_jax.run_log import Progress, RunLog, duration
+from instancevg_jax.predictor import Predictor
+from instancevg_jax.run_log import Progress, RunLog, duration, memory_gb
+from instancevg_jax.run_states import RunStates
 from instancevg_jax.tokenizer import Tokenizer
 from instancevg_jax.train_state import TrainState
+from instancevg_jax.visualize import Truth, draw_grounding
+
+PICTURES = 8  # answers that TensorBoard shows of each evaluation
+PROFILE_AFTER = 10  # steps before a trace begins
 
 
-def train(config: Config, workdir: Path, command: Sequence[str] = ()) -> dict[str, dict[str, float]]:
-    """Run `config` to its end and return the metrics of its evaluated splits. `command` is noted in the checkpoint."""
+def train(
+    config: Config, workdir: Path, command: Sequence[str] = (), profile: int = 0
+) -> dict[str, dict[str, float]] | None:
+    """Run `config` to its end and return the metrics of its evaluated splits; None where a signal ended it before.
+
+    `command` is noted in the checkpoint. `profile` > 0: write a trace of so many steps to WORKDIR/profile.
+    """
     settings = config.train
+    _check_settings(config)
     mesh = sharding.make_mesh()
     sharding.check_batch_size(settings.batch_size, mesh, "train.batch_size")
     tokenizer = splits.load_tokenizer(config)
@@ -50,39 +66,142 @@ def train(config: Config, workdir: Path, command: Sequence[str] = ()) -> dict[st
     train_step = train_state.make_train_step(graph, config, optimizer, mesh)
     state = train_state.create(params, stats, optimizer, settings.ema_decay)
     state = jax.device_put(state, sharding.replicated(mesh))
-    _check_workdir(workdir, config)
-    workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / "config.json").write_text(configs.to_json(config))
-    print(_greeting(config, params, mesh, num_steps), flush=True)
 
-    log = RunLog(workdir)
-    progress = Progress(num_steps, settings.batch_size)
-    publish = functools.partial(_publish, graph, config, tokenizer, workdir, log, command)
-    with _states(workdir, config) as states:
+    with RunStates(workdir, settings.keep_checkpoints) as states, Termination() as termination:
+        _check_workdir(workdir, config)
         state, start = _restore(states, state, batches)
-        gathered, waited, since = [], 0.0, time.monotonic()
+        (workdir / "config.json").write_text(configs.to_json(config))
+        log = RunLog(workdir)
+        log.start(start, command)
+        print(_greeting(config, params, mesh, num_steps), flush=True)
+        publish = functools.partial(_publish, graph, config, tokenizer, workdir, log, command)
+        report = _Report(config, tokenizer, log, Progress(num_steps, settings.batch_size))
+        trace = _Trace(workdir / "profile", start + PROFILE_AFTER, profile)
         for step in range(start + 1, num_steps + 1):
+            trace.before(step)
             before = time.monotonic()
-            batch = sharding.shard_batch(next(batches), mesh)
-            waited += time.monotonic() - before
-            state, metrics = train_step(state, batch)
-            gathered.append(metrics)
+            batch = next(batches)
+            report.waited += time.monotonic() - before
+            state, metrics = train_step(state, sharding.shard_batch(batch, mesh))
+            report.add(step, metrics, batch.item)
+            trace.after(step, metrics)
             if step == start + 1:
-                jax.block_until_ready(metrics)
-                print(f"first step after {duration(time.monotonic() - before)} (compilation)", flush=True)
-                progress.line(step)
-                waited, since = 0.0, time.monotonic()
+                report.first(time.monotonic() - before)
             if step % settings.log_every == 0 or step == num_steps:
-                waiting = waited / max(time.monotonic() - since, 1e-9)
-                _report(log, step, gathered, progress, float(rate(np.int32(step - 1))), waiting)
-                gathered, waited, since = [], 0.0, time.monotonic()
-            if step == num_steps or (settings.checkpoint_every and step % settings.checkpoint_every == 0):
-                _save(states, step, state, batches)
-            if settings.eval_every and step % settings.eval_every == 0 and step < num_steps:
+                report.write(float(rate(np.int32(step - 1))))
+            stopping = termination.requested or states.reached_preemption(step)
+            if stopping or step == num_steps or _every(settings.checkpoint_every, step):
+                states.save(step, state, json.loads(json.dumps(batches.get_state())))
+            if stopping and step < num_steps:
+                states.wait()
+                print(f"stopped by a signal; the same command goes on from step {step}", flush=True)
+                return None
+            if _every(settings.eval_every, step) and step < num_steps:
                 publish(state, step)
-    results = publish(state, max(start, num_steps))
-    log.close()
+        results = publish(state, max(start, num_steps))
+        log.close()
     return results
+
+
+class Termination:
+    """Within this context SIGTERM does not end the process but sets `requested`."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def __enter__(self) -> "Termination":
+        self._before = signal.signal(signal.SIGTERM, self._request)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGTERM, self._before)
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True
+
+
+class _Report:
+    """What happened since the last line, and the line. Metrics stay on the device until it is written."""
+
+    def __init__(self, config: Config, tokenizer: Tokenizer, log: RunLog, progress: Progress) -> None:
+        self._config, self._log, self._progress = config, log, progress
+        self._source = splits.open_split(config, config.data.train_split, tokenizer)
+        self._start_over()
+
+    def _start_over(self) -> None:
+        self._steps: list[tuple[int, dict[str, Any], np.ndarray]] = []
+        self.waited, self._since = 0.0, time.monotonic()  # seconds spent waiting for data
+
+    def first(self, seconds: float) -> None:
+        """The first step, which compiles, is over once its metrics are here."""
+        jax.block_until_ready(self._steps[-1][1])
+        print(f"first step after {duration(seconds)} (compilation)", flush=True)
+        self._progress.line(self._steps[-1][0])
+        self.waited, self._since = 0.0, time.monotonic()
+
+    def add(self, step: int, metrics: dict[str, Any], items: np.ndarray) -> None:
+        """`items`: numbers of the batch's items in the training split."""
+        self._steps.append((step, metrics, items))
+
+    def write(self, rate: float) -> None:
+        """Print and log the means over the good steps. Raises InputError at a bad one, unless those are to be skipped."""
+        rows = [(step, {name: float(v) for name, v in metrics.items()}, items) for step, metrics, items in self._steps]
+        step = rows[-1][0]
+        waiting = self.waited / max(time.monotonic() - self._since, 1e-9)
+        self._note_bad([row for row in rows if row[1]["bad"]])
+        good = [metrics for _, metrics, _ in rows if not metrics["bad"]] or [rows[-1][1]]
+        means = {name: float(np.mean([metrics[name] for metrics in good])) for name in good[0]}
+        means["bad"] = float(np.mean([metrics["bad"] for _, metrics, _ in rows]))
+        told, per_second = self._progress.line(step)
+        also = {
+            "learning_rate": rate,
+            "examples_per_second": per_second,
+            "data_wait": waiting,
+            "memory_gb": memory_gb(),
+        }
+        self._log.scalars(step, "train", {**means, **also})
+        groups = ", ".join(f"{name} {means[name]:.3f}" for name in ("detection", "masks", "no_target"))
+        print(
+            f"step {told}: loss {means['loss']:.3f} ({groups}), gradient {means['grad_norm']:.2f}, "
+            f"lr {rate:.1e}, waiting for data {waiting:.0%}, memory {also['memory_gb']:.1f} GB",
+            flush=True,
+        )
+        self._start_over()
+
+    def _note_bad(self, bad: list[tuple[int, dict[str, float], np.ndarray]]) -> None:
+        for step, metrics, items in bad:
+            values = {name: metrics[name] for name in ("loss", "grad_norm")}
+            path = self._log.bad_step(step, values, [self._source.name(int(item)) for item in items])
+            told = f"step {step} has loss {values['loss']:.4g} and gradient norm {values['grad_norm']:.4g}"
+            if self._config.train.bad_steps == "stop":
+                raise InputError(
+                    f"{told}; its batch is named in {path}. Lower optim.learning_rate, mend those records, or pass over "
+                    "such steps with --config.train.bad_steps=skip"
+                )
+            print(f"warning: {told}; skipped, its batch is named in {path}", flush=True)
+
+
+class _Trace:
+    """A profiler trace of `count` steps after step `after`; none where `count` is 0."""
+
+    def __init__(self, folder: Path, after: int, count: int) -> None:
+        self._folder, self._first, self._last = folder, after + 1, after + count
+
+    def before(self, step: int) -> None:
+        """Begin if it is time."""
+        if step == self._first <= self._last:
+            jax.profiler.start_trace(str(self._folder))
+
+    def after(self, step: int, metrics: Any) -> None:
+        """End if it is time, with the step's work done."""
+        if step == self._last >= self._first:
+            jax.block_until_ready(metrics)
+            jax.profiler.stop_trace()
+            print(f"trace of steps {self._first} to {self._last}: {self._folder}", flush=True)
+
+
+def _every(steps: int, step: int) -> bool:
+    return steps > 0 and step % steps == 0
 
 
 def _publish(
@@ -95,19 +214,70 @@ def _publish(
     state: TrainState,
     step: int,
 ) -> dict[str, dict[str, float]]:
-    """Write WORKDIR/checkpoint and measure it on every evaluated split."""
+    """Write WORKDIR/checkpoint, measure it on every evaluated split, and keep it as WORKDIR/best where it is that."""
     model = nnx.merge(graph, *train_state.weights(state))
-    origin = {"origin": "trained by instancevg_jax.train", "step": step, "command": " ".join(command)}
+    origin: dict[str, Any] = {
+        "origin": "trained by instancevg_jax.train",
+        "step": step,
+        "command": " ".join(command),
+    }
     dtype = None if config.train.checkpoint_dtype == "float32" else config.train.checkpoint_dtype
-    checkpoint.save_checkpoint(
-        workdir / "checkpoint", nnx.state(model), config, tokenizer.model_bytes, origin, dtype=dtype
-    )
+
+    def save(name: str) -> None:
+        content = nnx.state(model), config, tokenizer.model_bytes, origin
+        checkpoint.save_checkpoint(workdir / name, *content, dtype=dtype)
+
+    save("checkpoint")
     results = {}
     for split in config.data.eval_splits:
         results[split] = evaluate(model, config, tokenizer, split).metrics
         log.scalars(step, split, results[split])
         print(f"step {step}, {split}: {summary(results[split])}", flush=True)
+    if config.data.eval_splits:
+        split = config.data.eval_splits[0]
+        _log_pictures(log, step, Predictor.from_model(model, config, tokenizer), split)
+        metric = config.train.best_metric or HEADLINES[config.eval.task]
+        score = results[split][metric]
+        if config.train.eval_every and score > _best_so_far(workdir, split, metric):
+            origin["best"] = {"split": split, "metric": metric, "value": score}
+            save("best")
+            print(f"step {step}: best {metric} on {split} so far", flush=True)
     return results
+
+
+def _best_so_far(workdir: Path, split: str, metric: str) -> float:
+    """The score of WORKDIR/best; -inf where there is none by this measure."""
+    if not (workdir / "best").is_dir():
+        return -math.inf
+    best = checkpoint.load_provenance(workdir / "best").get("best", {})
+    return best["value"] if (best.get("split"), best.get("metric")) == (split, metric) else -math.inf
+
+
+def _log_pictures(log: RunLog, step: int, predictor: Predictor, split: str) -> None:
+    """The first answers of a split, the same records at every evaluation."""
+    source = splits.open_split(
+        predictor.config, split, predictor.tokenizer, length=predictor.config.data.num_eval_examples
+    )
+    shown = [source.show(record) for record in range(min(PICTURES, len(source)))]
+    groundings = predictor.predict_batch([s.picture for s in shown], [s.expression for s in shown])
+    for record, (about, grounding) in enumerate(zip(shown, groundings, strict=True)):
+        truth = Truth(about.boxes_xyxy, about.masks)
+        log.picture(step, f"{split}/{record}", draw_grounding(about.picture, grounding, about.expression, truth))
+
+
+def _check_settings(config: Config) -> None:
+    """Refuse before hours of training what would fail at their end."""
+    if config.train.bad_steps not in ("stop", "skip"):
+        raise InputError(f"train.bad_steps is {config.train.bad_steps!r}; expected 'stop' or 'skip'")
+    if config.train.checkpoint_dtype not in ("float32", "float16"):
+        raise InputError(
+            f"train.checkpoint_dtype is {config.train.checkpoint_dtype!r}; expected 'float32' or 'float16'"
+        )
+    if config.eval.task not in HEADLINES:
+        raise InputError(f"eval.task is {config.eval.task!r}; expected one of {', '.join(HEADLINES)}")
+    for name in ("log_every", "keep_checkpoints"):
+        if getattr(config.train, name) < 1:
+            raise InputError(f"train.{name} is {getattr(config.train, name)}; expected at least 1")
 
 
 def _initial_model(config: Config) -> InstanceVG:
@@ -147,53 +317,29 @@ def _greeting(config: Config, params: Any, mesh: jax.sharding.Mesh, num_steps: i
     )
 
 
-def _report(log: RunLog, step: int, gathered: list, progress: Progress, rate: float, waiting: float) -> None:
-    """Log the means since the last report. `waiting`: the share of time spent waiting for data."""
-    means = {name: float(np.mean([float(row[name]) for row in gathered])) for name in gathered[0]}
-    told, per_second = progress.line(step)
-    log.scalars(
-        step, "train", {**means, "learning_rate": rate, "examples_per_second": per_second, "data_wait": waiting}
-    )
-    groups = ", ".join(f"{name} {means[name]:.3f}" for name in ("detection", "masks", "no_target"))
-    print(
-        f"step {told}: loss {means['loss']:.3f} ({groups}), gradient {means['grad_norm']:.2f}, "
-        f"lr {rate:.1e}, waiting for data {waiting:.0%}",
-        flush=True,
-    )
-    if not math.isfinite(means["loss"]):
-        raise InputError(f"the loss is {means['loss']} near step {step}; lower optim.learning_rate or optim.clip_norm")
-
-
-def _states(workdir: Path, config: Config) -> ocp.CheckpointManager:
-    options = ocp.CheckpointManagerOptions(max_to_keep=config.train.keep_checkpoints, enable_async_checkpointing=True)
-    return ocp.CheckpointManager((workdir / "state").absolute(), options=options)
-
-
-def _save(states: ocp.CheckpointManager, step: int, state: TrainState, batches: Any) -> None:
-    data = json.loads(json.dumps(batches.get_state()))
-    states.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data)))
-
-
-def _restore(states: ocp.CheckpointManager, state: TrainState, batches: Any) -> tuple[TrainState, int]:
+def _restore(states: RunStates, state: TrainState, batches: Any) -> tuple[TrainState, int]:
     """The last saved state and its step, the data put where it was; or what was given and 0."""
-    step = states.latest_step()
-    if step is None:
+    found = states.restore(state)
+    if found is None:
         return state, 0
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
-    restored = states.restore(
-        step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore())
-    )
-    batches.set_state(restored["data"])
+    state, data, step = found
+    batches.set_state(data)
     print(f"going on from step {step}", flush=True)
-    return restored["state"], step
+    return state, step
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
     argv = sys.argv[1:] if argv is None else argv
-    options = {"workdir": (None, "directory for checkpoints, metrics and logs; made if it is not there")}
+    options = {
+        "workdir": (None, "directory for checkpoints, metrics and logs; made if it is not there"),
+        "profile": (None, f"write a profiler trace of so many steps, after {PROFILE_AFTER} others, to WORKDIR/profile"),
+    }
     config, values = command_line.parse(argv, __doc__ or "", options, ("config", "workdir"))
-    train(config, Path(str(values["workdir"])), ["python -m instancevg_jax.train", *argv])
+    profile = values["profile"] or "0"
+    if not profile.isdecimal():
+        raise InputError(f"--profile is {profile!r}; expected a number of steps")
+    train(config, Path(str(values["workdir"])), ["python -m instancevg_jax.train", *argv], int(profile))
 
 
 if __name__ == "__main__":

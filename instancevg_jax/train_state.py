@@ -1,5 +1,6 @@
 """All that changes in training, as one pytree of plain dicts, and the jitted step that changes it."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -51,9 +52,11 @@ def weights(state: TrainState) -> tuple[Any, Any]:
 def make_train_step(graph: Any, config: Config, optimizer: optax.GradientTransformation, mesh: Mesh) -> Step:
     """The jitted update. The state it is given is donated: use the one that comes back.
 
-    Metrics are float32 scalars: `loss`, every term of `total_loss`, and `grad_norm` before clipping.
+    Metrics are float32 scalars: `loss`, every term of `total_loss`, `grad_norm` before clipping, and `bad`: 1 where loss or
+    gradient is not finite or `train.loss_limit` is passed. A bad step changes nothing but the number of steps.
     """
     seed, decay = config.train.seed, config.train.ema_decay
+    limit = config.train.loss_limit or float("inf")
     random = config.model.drop_path > 0 or config.model.head_dropout > 0
 
     def loss_fn(params, stats, batch: Batch, key):
@@ -74,8 +77,12 @@ def make_train_step(graph: Any, config: Config, optimizer: optax.GradientTransfo
             rate = jnp.minimum(decay, (state.step + 1) / (state.step + 10))
             new = {"params": params, "stats": stats}
             ema = jax.tree.map(lambda average, x: rate * average + (1 - rate) * x, ema, new)
-        state = TrainState(step=state.step + 1, params=params, stats=stats, opt_state=opt_state, ema=ema)
-        return state, {"loss": loss, "grad_norm": optax.tree.norm(grads), **terms}
+        norm = optax.tree.norm(grads)
+        bad = ~(jnp.isfinite(loss) & jnp.isfinite(norm)) | (loss > limit)
+        new = TrainState(step=state.step, params=params, stats=stats, opt_state=opt_state, ema=ema)
+        state = jax.tree.map(lambda before, after: jnp.where(bad, before, after), state, new)
+        metrics = {"loss": loss, "grad_norm": norm, "bad": bad.astype(jnp.float32), **terms}
+        return dataclasses.replace(state, step=state.step + 1), metrics
 
     whole, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
     return jax.jit(step_fn, in_shardings=(whole, split), out_shardings=(whole, whole), donate_argnums=0)

@@ -37,6 +37,7 @@ class Batch:
     token_mask: Array  # [B, L] bool, True = real token (BOS and EOS count as real)
     targets: Targets
     example_weight: Array  # [B] float32, 0 for a record that only fills up the last batch
+    item: Array  # [B] int32, which item of its split each example is
 
 
 @struct.dataclass

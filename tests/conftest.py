@@ -1,8 +1,8 @@
-"""Compiled programs are kept between tests, of this run and the next: compiling is most of the suite's time."""
+"""Compiled programs are kept between tests, of this run and the next, commands included: compiling is most of the suite's time."""
 
-import jax
+import os
 
 from tests import oracle
 
-jax.config.update("jax_compilation_cache_dir", str(oracle.HERE.parent / ".pytest_cache" / "xla"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(oracle.HERE.parent / ".pytest_cache" / "xla"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "1")

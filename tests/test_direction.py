@@ -11,7 +11,18 @@ LAYERS = [
     {"boxes", "resize", "preprocess", "tokenizer"},
     {"models"},
     {"matching", "losses", "postprocess"},
-    {"metrics", "optim", "train_state", "sharding", "checkpoint", "visualize", "report", "run_log", "command_line"},
+    {
+        "metrics",
+        "optim",
+        "train_state",
+        "sharding",
+        "checkpoint",
+        "visualize",
+        "report",
+        "run_log",
+        "run_states",
+        "command_line",
+    },
     {"train", "evaluate", "evaluation", "evaluation_report", "predict", "predictor", "serve"},
 ]
 DATA_MAY_USE = {"errors", "files", "types", "preprocess", "tokenizer", "resize", "config"}

@@ -16,7 +16,14 @@ def example(item: int, rng: np.random.Generator) -> Batch:
         boxes=np.zeros((1, 4), np.float32), valid=np.zeros(1, bool), masks=np.zeros((1, 2, 2), bool), mask=None
     )
     drawn = np.int32(rng.integers(2**31))
-    return Batch(images=np.int32(item), token_ids=drawn, token_mask=None, targets=targets, example_weight=np.float32(1))
+    return Batch(
+        images=np.int32(item),
+        token_ids=drawn,
+        token_mask=None,
+        targets=targets,
+        example_weight=np.float32(1),
+        item=np.int32(-1),
+    )
 
 
 def load(count: int = 10, batch_size: int = 3, shuffle: bool = True, num_epochs: int | None = 2, **options):
@@ -41,6 +48,12 @@ def test_every_item_once_an_epoch_in_a_new_order():
     epochs = [order[:10], order[10:20], order[20:]]
     assert [sorted(epoch) for epoch in epochs] == [list(range(10))] * 3
     assert len({tuple(epoch) for epoch in epochs} | {tuple(range(10))}) == 4
+
+
+def test_examples_carry_the_number_of_their_item():
+    for batch in load():
+        np.testing.assert_array_equal(batch.item, batch.images)
+        assert batch.item.dtype == np.int32
 
 
 def test_all_batches_have_one_shape_and_the_last_is_filled():

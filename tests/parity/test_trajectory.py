@@ -45,7 +45,7 @@ def batch(step: int) -> Batch:
         low, high = xyxy[:, :2] / 64, xyxy[:, 2:] / 64
         boxes[i, :count] = np.concatenate([(low + high) / 2, high - low], 1)
     targets = Targets(boxes=boxes, valid=valid, masks=masks, mask=masks.any(1))
-    return Batch(images, token_ids, token_mask, targets, np.ones(4, np.float32))
+    return Batch(images, token_ids, token_mask, targets, np.ones(4, np.float32), np.arange(4, dtype=np.int32))
 
 
 @pytest.mark.slow

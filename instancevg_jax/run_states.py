@@ -1,0 +1,177 @@
+"""What a run needs to go on, saved in the background while it goes, and checked when it is read back.
+
+WORKDIR/state/STEP    parameters, statistics, optimizer, averages, step (Orbax), where the data is, and a fingerprint of it all
+WORKDIR/damaged/STEP  states that could not be read, set aside
+WORKDIR/lock          held by the one trainer that writes here
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from jaxtyping import Array, UInt32
+
+from instancevg_jax.errors import InputError, first_line
+from instancevg_jax.train_state import TrainState
+
+
+class RunStates:
+    """The saved states of one run, as a context: the lock is held and background writes are awaited until it ends.
+
+    A state appears under its step's name when it is whole, so a process may be killed at any moment.
+    """
+
+    def __init__(self, workdir: Path, keep: int) -> None:
+        """`keep`: how many states stay, the latest. Raises InputError where another trainer is at work in `workdir`."""
+        self._folder, self._aside = (workdir / "state").absolute(), (workdir / "damaged").absolute()
+        self._lock = _lock(workdir / "lock") if jax.process_index() == 0 else None
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, enable_async_checkpointing=True, cleanup_tmp_directories=True
+        )
+        handlers = {"state": ocp.StandardCheckpointHandler(), "about": ocp.JsonCheckpointHandler()}
+        self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
+        self._fingerprint = jax.jit(fingerprint)
+
+    def __enter__(self) -> "RunStates":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None):
+        try:
+            self._manager.wait_until_finished()
+            self._manager.close()
+        except Exception as error:  # of the background write; an error that is on its way already says more
+            if value is None:
+                raise self._not_saved(self._manager.latest_step(), error) from error
+        finally:
+            if self._lock is not None:
+                os.close(self._lock)
+
+    def save(self, step: int, state: TrainState, data: Mapping[str, Any]) -> None:
+        """Start writing; `data` is JSON. The state may be donated once this returns. Raises InputError on a full disk."""
+        about = {"data": data, "fingerprint": int(self._fingerprint(state))}
+        arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about))
+        try:
+            self._manager.save(step, args=arguments)
+        except Exception as error:  # Orbax and tensorstore raise many types, here also those of the write before
+            raise self._not_saved(step, error) from error
+
+    def wait(self) -> None:
+        """Until what was saved is on the disk. Raises InputError as `save` does."""
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:  # as above
+            raise self._not_saved(self._manager.latest_step(), error) from error
+
+    def restore(self, state: TrainState) -> tuple[TrainState, Any, int] | None:
+        """The latest whole state (laid out over devices as `state` is), its `data` and its step; None where none was saved.
+
+        What cannot be read is named, set aside, and the one before is taken. Raises InputError where states were saved and
+        none can be read, or where they are of another network or optimizer.
+        """
+        damaged: dict[int, str] = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                found, about = self._read(step, state)
+            except InputError:
+                raise
+            except Exception as error:  # Orbax and tensorstore raise many types for a damaged file
+                damaged[step] = first_line(error)
+                print(f"warning: {self._folder / str(step)} is damaged ({damaged[step]})", flush=True)
+                continue
+            self._set_aside(damaged)
+            return found, about["data"], step
+        if damaged:
+            raise InputError(
+                f"{self._folder}: none of its {len(damaged)} states can be read; move it away to start anew"
+            )
+        return None
+
+    def reached_preemption(self, step: int) -> bool:
+        """Whether the cluster asks all processes to stop after this step (with several processes only)."""
+        return jax.process_count() > 1 and self._manager.reached_preemption(step)
+
+    def _read(self, step: int, state: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
+        self._check_fit(step, abstract)
+        arguments = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), about=ocp.args.JsonRestore())
+        restored = self._manager.restore(step, args=arguments)
+        if int(self._fingerprint(restored["state"])) != restored["about"]["fingerprint"]:
+            raise ValueError("its values are not those that were saved")
+        return restored["state"], restored["about"]
+
+    def _check_fit(self, step: int, abstract: TrainState) -> None:
+        """Raise InputError for a state of another network or optimizer, which is not damaged."""
+        metadata = self._manager.item_metadata(step)["state"]
+        stored = {_name(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(metadata)}
+        wanted = {_name(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(abstract)}
+        if not stored:
+            raise ValueError("its description is missing")
+        differing = sorted(name for name in stored | wanted if stored.get(name) != wanted.get(name))
+        if differing:
+            name = differing[0]
+            raise InputError(
+                f"{self._folder / str(step)} is of another run: {name} is {stored.get(name, 'missing')} there, "
+                f"{wanted.get(name, 'missing')} here; choose another --workdir"
+            )
+
+    def _set_aside(self, damaged: Mapping[int, str]) -> None:
+        for step in damaged:
+            if jax.process_index() == 0:
+                self._aside.mkdir(exist_ok=True)
+                target = next(p for n in range(1000) if not (p := self._aside / f"{step}.{n}").exists())
+                (self._folder / str(step)).rename(target)
+                print(f"warning: set it aside as {target}", flush=True)
+        if damaged:
+            self._manager.reload()
+
+    def _not_saved(self, step: int | None, error: Exception) -> InputError:
+        return InputError(f"{self._folder}: the state of step {step} was not saved ({first_line(error)})")
+
+
+def fingerprint(tree: Any) -> UInt32[Array, ""]:
+    """A number that changes with any single bit of any leaf, and not with how the leaves lie on devices.
+
+    A sum modulo 2**32 of all words, each times an odd number made of its place.
+    """
+    total = jnp.uint32(0)
+    for number, leaf in enumerate(jax.tree.leaves(tree)):
+        words = _words(leaf)
+        place = jnp.uint32(0)
+        for axis in range(words.ndim):
+            count = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
+            place = place * jnp.uint32(2_654_435_761) + count
+        total += jnp.sum(words * (2 * place + 1), dtype=jnp.uint32) * jnp.uint32(2 * number + 1)
+    return total
+
+
+def _words(leaf: Array) -> UInt32[Array, "..."]:
+    """The bits of an array, up to 32 a word."""
+    leaf = leaf.astype(jnp.uint8) if leaf.dtype == jnp.bool_ else leaf
+    unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(leaf.dtype.itemsize, jnp.uint32)
+    return jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
+
+
+def _lock(path: Path) -> int:
+    """An open file with an exclusive lock on it, which ends with the process however it ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = os.read(handle, 100).decode(errors="replace").strip()
+        os.close(handle)
+        raise InputError(f"{path.parent}: another trainer is at work here ({holder or 'unknown'})") from error
+    os.ftruncate(handle, 0)
+    os.write(handle, json.dumps({"host": os.uname().nodename, "pid": os.getpid()}).encode())
+    return handle
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return ".".join(str(getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", entry)))) for entry in path)

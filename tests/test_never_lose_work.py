@@ -1,0 +1,194 @@
+"""Training that is stopped, killed, out of disk or given nonsense: what a user's run survives, through the command."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from instancevg_jax import train
+from instancevg_jax.checkpoint import load_model
+from instancevg_jax.errors import InputError
+from tests.test_train import SMALL
+
+# one schedule whatever the number of steps: one compilation for most of these tests
+FAST = [*SMALL, "--config.train.log_every=2", "--config.data.num_eval_examples=8", "--config.optim.schedule=step"]
+COMMAND = [sys.executable, "-m", "instancevg_jax.train", *FAST]
+
+
+def arguments(workdir, steps: int, *more: str) -> list[str]:
+    return [f"--workdir={workdir}", f"--config.train.num_steps={steps}", *more]
+
+
+def last_state(workdir: Path, step: int):
+    """All leaves of a saved state."""
+    return ocp.StandardCheckpointer().restore((workdir / "state" / str(step) / "state").absolute())
+
+
+def assert_same_run(one: Path, other: Path, step: int) -> None:
+    """Every leaf of both states is bit-equal."""
+    a, b = (jax.tree_util.tree_leaves_with_path(last_state(w, step)) for w in (one, other))
+    assert [path for path, _ in a] == [path for path, _ in b]
+    for (path, x), (_, y) in zip(a, b, strict=True):
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y), err_msg=jax.tree_util.keystr(path))
+
+
+def wait_for(path: Path, process: subprocess.Popen, seconds: float = 300) -> None:
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert process.poll() is None, f"ended with {process.returncode} before {path} was there"
+        assert time.monotonic() < end, f"no {path} after {seconds} s"
+        time.sleep(0.02)
+
+
+def test_sigterm_saves_and_ends_well_and_the_rest_is_bit_equal(tmp_path):
+    """Averages and dropout are on: all that a state holds takes part."""
+    more = ["--config.train.ema_decay=0.9", "--config.model.head_dropout=0.1"]
+    train.main([*FAST, *more, *arguments(tmp_path / "whole", 40)])
+    parts = tmp_path / "parts"
+    command = [*COMMAND, *more, *arguments(parts, 40)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("step 4/"):
+            process.send_signal(signal.SIGTERM)
+            break
+    said = process.stdout.read()
+    assert process.wait() == 0
+    assert "stopped by a signal" in said
+    (stopped,) = (int(p.name) for p in (parts / "state").iterdir())
+    assert 4 <= stopped < 40
+    train.main([*FAST, *more, *arguments(parts, 40)])
+    assert_same_run(tmp_path / "whole", parts, 40)
+    starts = [json.loads(line) for line in (parts / "starts.jsonl").read_text().splitlines()]
+    assert [start["after_step"] for start in starts] == [0, stopped]
+    assert "jax" in starts[0]["packages"]
+    assert f"--workdir={parts}" in starts[0]["command"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_killed_twenty_times_at_random_moments(tmp_path):
+    """kill -9, often in the middle of a save (every step is saved); in the end nothing differs from a run left alone."""
+    steps, rng = 300, random.Random(0)
+    more = ["--config.train.checkpoint_every=1", "--config.train.keep_checkpoints=2"]
+    killed, during_save, workdir = 0, 0, tmp_path / "killed"
+    while killed < 20:
+        process = subprocess.Popen([*COMMAND, *more, *arguments(workdir, steps)], stdout=subprocess.DEVNULL)
+        before = newest(workdir)
+        while newest(workdir) <= before and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.5))
+        assert process.poll() is None, f"ended with {process.returncode} at step {newest(workdir)}"
+        process.kill()
+        process.wait()
+        killed += 1
+        during_save += any("tmp" in p.name for p in (workdir / "state").iterdir())
+    assert during_save, "no kill hit a save"
+    train.main([*FAST, *more, *arguments(workdir, steps)])
+    train.main([*FAST, *arguments(tmp_path / "whole", steps)])
+    assert_same_run(tmp_path / "whole", workdir, steps)
+    assert not (workdir / "damaged").exists()
+
+
+def newest(workdir: Path) -> int:
+    """The step of the last whole state, 0 without one."""
+    folder = workdir / "state"
+    return max((int(p.name) for p in folder.iterdir() if p.name.isdecimal()), default=0) if folder.is_dir() else 0
+
+
+def test_a_full_disk_is_one_line_and_earlier_states_stay(tmp_path):
+    """The limit on a file's size stands in for the disk's: the write fails half-way in the background."""
+    train.main([*FAST, *arguments(tmp_path / "run", 2)])
+    limited = f"ulimit -f 60; exec {' '.join(COMMAND)} {' '.join(arguments(tmp_path / 'run', 4))}"
+    result = subprocess.run(["bash", "-c", limited], capture_output=True, text=True, check=False)
+    assert result.returncode == 2, result.stderr
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "was not saved" in errors[0]
+    train.main([*FAST, *arguments(tmp_path / "run", 4)])
+    assert newest(tmp_path / "run") == 4
+
+
+def test_two_trainers_in_one_workdir(tmp_path):
+    command = [*COMMAND, *arguments(tmp_path, 100_000)]
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        wait_for(tmp_path / "starts.jsonl", first)
+        with pytest.raises(InputError, match="another trainer is at work here"):
+            train.main([*FAST, *arguments(tmp_path, 10)])
+    finally:
+        first.kill()
+        first.wait()
+
+
+@pytest.mark.parametrize("action", ["stop", "skip"])
+def test_bad_steps_change_nothing_and_are_written_down(tmp_path, capsys, action):
+    """A limit that every loss passes: nothing is learned, and each batch is named."""
+    limit = ["--config.train.loss_limit=0.001", f"--config.train.bad_steps={action}"]
+    if action == "stop":
+        with pytest.raises(InputError, match=r"step 1 has loss .* its batch is named in .*bad_steps.jsonl"):
+            train.main([*FAST, *limit, *arguments(tmp_path, 4)])
+    else:
+        train.main([*FAST, *limit, *arguments(tmp_path, 4)])
+        train.main([*FAST, *arguments(tmp_path / "other", 1)])
+        state = last_state(tmp_path, 4)
+        assert int(state["step"]) == 4
+        assert not np.any(jax.tree.leaves(state["stats"])[0])
+        assert "skipped, its batch is named" in capsys.readouterr().out
+        names = ["train basic 4", "train basic 5", "train basic 6", "train basic 7"]
+        rows = [json.loads(line) for line in (tmp_path / "bad_steps.jsonl").read_text().splitlines()]
+        assert [row["step"] for row in rows] == [1, 2, 3, 4]
+        assert rows[1]["items"] == names
+
+
+def test_not_finite_is_bad(tmp_path):
+    """A learning rate that no network survives: the run stops, and what was saved before is still finite."""
+    much = ["--config.optim.learning_rate=1e30", "--config.optim.warmup_steps=0", "--config.optim.clip_norm=0"]
+    with pytest.raises(InputError, match=r"has loss (nan|inf)"):
+        train.main([*FAST, *much, *arguments(tmp_path, 10)])
+
+
+def test_best_checkpoint_profile_and_pictures(tmp_path, capsys):
+    more = ["--config.train.eval_every=2", "--config.train.best_metric=T_acc"]
+    train.main([*FAST, *more, *arguments(tmp_path, 6), "--profile=0"])
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    scores = {row["step"]: row["T_acc"] for row in rows if row["group"] == "val"}
+    best = json.loads((tmp_path / "best" / "provenance.json").read_text())
+    assert set(scores) == {2, 4, 6}
+    assert best["best"]["value"] == max(scores.values())
+    assert best["step"] == min(step for step, score in scores.items() if score == max(scores.values()))
+    load_model(tmp_path / "best")
+    assert "memory" in capsys.readouterr().out
+    events = b"".join(p.read_bytes() for p in (tmp_path / "tensorboard").iterdir())
+    assert b"val/0" in events
+    assert b"PNG" in events
+
+
+def test_profile_writes_a_trace(tmp_path):
+    train.main([*FAST, *arguments(tmp_path, 13), "--profile=2"])
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+    with pytest.raises(InputError, match="--profile is 'many'"):
+        train.main([*FAST, *arguments(tmp_path, 13), "--profile=many"])
+
+
+@pytest.mark.parametrize(
+    ("argument", "says"),
+    [
+        ("--config.train.bad_steps=ignore", "train.bad_steps is 'ignore'"),
+        ("--config.train.log_every=0", "train.log_every is 0"),
+        ("--config.train.checkpoint_dtype=int8", "train.checkpoint_dtype is 'int8'"),
+        ("--config.eval.task=rec", "eval.task is 'rec'"),
+    ],
+)
+def test_bad_settings_are_refused_before_anything_is_written(tmp_path, argument, says):
+    with pytest.raises(InputError, match=says):
+        train.main([*FAST, argument, *arguments(tmp_path / "run", 4)])
+    assert not (tmp_path / "run").exists()
