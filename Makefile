@@ -8,7 +8,7 @@ DEMO := runs/demo
 # glibc on Linux: large pages, and freed memory kept. Training on a CPU spends a third of its time in the kernel otherwise.
 export GLIBC_TUNABLES := glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=8000000000:glibc.malloc.trim_threshold=8000000000:glibc.malloc.top_pad=268435456
 
-.PHONY: setup demo test test-slow check bench lock clean
+.PHONY: setup demo test test-training test-slow check bench lock clean
 
 setup: $(READY)
 
@@ -30,6 +30,10 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest -n auto
 
+# Kills, signals, several devices and processes: what takes minutes and CI runs all the same.
+test-training: setup
+	$(BIN)/python -m pytest -m slow tests/test_never_lose_work.py tests/test_sharding.py
+
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
 
@@ -38,8 +42,9 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
 
+# benchmarks.data measures on your own annotations and pictures: see benchmarks/README.md
 bench: setup
-	$(BIN)/python -m benchmarks.data
+	$(BIN)/python -m benchmarks.flops
 
 # Needs uv on the PATH. Writes names, versions and hashes only.
 lock:
