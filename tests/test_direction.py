@@ -11,8 +11,19 @@ LAYERS = [
     {"boxes", "resize", "preprocess", "tokenizer"},
     {"models"},
     {"matching", "losses", "postprocess"},
-    {"metrics", "optim", "train_state", "sharding", "checkpoint", "visualize", "report", "run_log", "command_line"},
-    {"train", "evaluate", "evaluation", "evaluation_report", "predict", "predictor", "serve"},
+    {
+        "metrics",
+        "threshold_sweep",
+        "optim",
+        "train_state",
+        "sharding",
+        "checkpoint",
+        "visualize",
+        "report",
+        "run_log",
+        "command_line",
+    },
+    {"train", "evaluate", "evaluation", "evaluation_report", "coco_results", "predict", "predictor", "serve"},
 ]
 DATA_MAY_USE = {"errors", "files", "types", "preprocess", "tokenizer", "resize", "config"}
 
