@@ -58,6 +58,13 @@ class Selection(NamedTuple):
     merged: tuple[Segmentation, ...]  # their union is the merged mask
 
 
+def check_protocol(name: str) -> Protocol:
+    """The protocol of this name. Raises InputError where there is none."""
+    if name == "official" or name == "strict":
+        return name
+    raise InputError(f"protocol is {name!r}; expected 'official' or 'strict'")
+
+
 def select(record: Record, protocol: Protocol) -> Selection:
     """The objects a record's expression means, and the segmentations its merged mask is made of.
 
@@ -65,11 +72,9 @@ def select(record: Record, protocol: Protocol) -> Selection:
     end at the first null box or null or empty segmentation, the merged mask at the first null segmentation. "strict"
     leaves out what is null and goes on; an object with only a box or only a mask is kept.
     """
-    if protocol == "strict":
+    if check_protocol(protocol) == "strict":
         objects = tuple(i for i in record.instances if i.box is not None or i.segmentation)
         return Selection(objects, tuple(i.segmentation for i in objects if i.segmentation))
-    if protocol != "official":
-        raise InputError(f"protocol is {protocol!r}; expected 'official' or 'strict'")
     objects = _until(record.instances, lambda i: i.box is None or not i.segmentation)
     merged = _until(record.instances, lambda i: i.segmentation is None)
     return Selection(objects, tuple(i.segmentation for i in merged if i.segmentation))

@@ -58,6 +58,10 @@ class Prepared:
         """The item `index`, for `transforms.Transform`."""
         return Choice(self.load, self._units[index])
 
+    def record(self, position: int) -> Record:
+        """A record by its position in the split, without its picture."""
+        return from_example(self._records[position], self.split)
+
     def load(self, position: int) -> tuple[Record, bytes]:
         """A record by its position in the split, and its picture as the bytes of its file."""
         example = self._records[position]

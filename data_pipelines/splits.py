@@ -10,10 +10,10 @@ import numpy as np
 
 from data_pipelines import loader, shapes
 from data_pipelines.masks import decode
-from data_pipelines.records import select
+from data_pipelines.records import Record, check_protocol, select
 from data_pipelines.referring import FAMILIES
 from data_pipelines.sources import Prepared
-from data_pipelines.transforms import Choice, Transform, box_of, mask_of
+from data_pipelines.transforms import Choice, Transform, box_of, mask_of, truth_of
 from instancevg_jax.config import Config
 from instancevg_jax.errors import InputError
 from instancevg_jax.preprocess import decode_picture
@@ -31,6 +31,18 @@ class Shown:
     expression: str
     boxes_xyxy: np.ndarray  # [N, 4] of the objects that are meant
     masks: np.ndarray  # [N, H, W] bool
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a record is about; cheap to get, for the picture is not read."""
+
+    id: str  # the record's name in its annotation file
+    file_name: str  # its picture's
+    height: int  # of the picture, pixels
+    width: int
+    expression: str
+    object_ids: tuple[str, ...]  # the annotation file's ids of the objects that are meant
     tags: dict[str, str]  # what to group results by, such as {"template": "the", "kind": "single"}
     num_objects: int = 0  # objects to choose from, where that is known: a random one is right once in so many
 
@@ -48,6 +60,14 @@ class Split(Protocol):
 
     def group(self, record: int) -> int:
         """Number of the group of sentences a record belongs to (R-RefCOCO's metric), -1 where there are none."""
+        ...
+
+    def describe(self, record: int) -> Description:
+        """A record's names, sentence and tags."""
+        ...
+
+    def truth(self, record: int) -> tuple[np.ndarray, np.ndarray]:
+        """What is right in the picture's own pixels: boxes [N, 4], xyxy, and the merged mask [H, W], bool."""
         ...
 
     def show(self, record: int) -> Shown:
@@ -99,13 +119,25 @@ class ShapesSplit:
         easy = item < self.curriculum or (self.curriculum and item % 2 == 0)
         return replace(self.dataset, level="basic") if easy else self.dataset
 
+    def describe(self, record: int) -> Description:
+        """`words`: which attributes the sentence names."""
+        about = self.dataset.describe(record)
+        name, (height, width) = f"{self.dataset.split}[{record}]", self.dataset.size
+        file_name = f"{self.dataset.split}_{record:012d}.png"
+        tags = {"kind": about.kind, "template": about.template, "words": " + ".join(about.attributes)}
+        meant = tuple(map(str, about.referents))
+        return Description(name, file_name, height, width, about.expression, meant, tags, len(about.objects))
+
+    def truth(self, record: int) -> tuple[np.ndarray, np.ndarray]:
+        """The pictures are drawn at the network's size, so these are the targets."""
+        example = self.dataset[record]
+        return example.boxes_xyxy[list(example.referents)], example.mask
+
     def show(self, record: int) -> Shown:
-        """The record for a report. `words`: which attributes its sentence names."""
+        """The record as it is drawn."""
         example = self.dataset[record]
         meant = list(example.referents)
-        tags = {"kind": example.kind, "template": example.template, "words": " + ".join(example.attributes)}
-        boxes, masks = example.boxes_xyxy[meant], example.masks[meant]
-        return Shown(example.image, example.expression, boxes, masks, tags, len(example.objects))
+        return Shown(example.image, example.expression, example.boxes_xyxy[meant], example.masks[meant])
 
 
 @dataclass(frozen=True)
@@ -128,12 +160,29 @@ class ReferringSplit:
 
     @cached_property
     def _groups(self) -> dict[str, int]:
-        names = (self.source.load(record)[0].group for record in range(self.length))
+        names = (self._record(record).group for record in range(self.length))
         return {name: number for number, name in enumerate(dict.fromkeys(names)) if name}
+
+    def _record(self, record: int) -> Record:
+        """The record; of alternatives, which only training splits have, the first."""
+        return self.source.record(self.source[record].positions[0])
 
     def group(self, record: int) -> int:
         """Groups are numbered in the order of the file."""
-        return self._groups.get(self.source.load(record)[0].group, -1)
+        return self._groups.get(self._record(record).group, -1)
+
+    def describe(self, record: int) -> Description:
+        """`kind`: whether none, one or many objects are meant."""
+        about = self._record(record)
+        meant = tuple(instance.id for instance in select(about, self.make.protocol).objects)
+        kind = "none" if not meant else "single" if len(meant) == 1 else "multi"
+        return Description(
+            about.id, about.picture, about.height, about.width, about.expressions[0], meant, {"kind": kind}
+        )
+
+    def truth(self, record: int) -> tuple[np.ndarray, np.ndarray]:
+        """What the targets are made of, before they are resized."""
+        return truth_of(self._record(record), self.make.protocol)
 
     def name(self, item: int) -> str:
         """The ids of the record, or of the alternatives of which one was drawn, and their pictures."""
@@ -142,19 +191,16 @@ class ReferringSplit:
 
     def show(self, record: int) -> Shown:
         """The record with its picture at its own size."""
-        about, data = self.source.load(record)
-        picture = decode_picture(data, about.picture)
-        height, width = picture.shape[:2]
+        about, data = self.source.load(self.source[record].positions[0])
+        height, width = about.height, about.width
         objects, _ = select(about, self.make.protocol)
         masks = [decode(mask_of(thing, height, width)).astype(bool) for thing in objects]
         boxes = [box_of(thing, height, width) for thing in objects]
-        kind = "none" if not objects else "single" if len(objects) == 1 else "multi"
         return Shown(
-            picture,
+            decode_picture(data, about.picture),
             about.expressions[0],
             np.array(boxes, np.float32).reshape(-1, 4),
             np.array(masks, bool).reshape(-1, height, width),
-            {"kind": kind},
         )
 
 
@@ -170,17 +216,19 @@ def load_tokenizer(config: Config) -> Tokenizer:
 def open_split(config: Config, split: str, tokenizer: Tokenizer, *, length: int = 0) -> Split:
     """A split as `loader.batches` takes it (the source, and its `transform`). `length` > 0 keeps the first items only.
 
-    Raises InputError for a data set or a split that is not there.
+    `config.eval.protocol` decides which objects of a record count, in training as in evaluation. Raises InputError for a data
+    set or a split that is not there, and for an unknown protocol.
     """
     model, data = config.model, config.data
     height, width = model.image_height, model.image_width
+    protocol = check_protocol(config.eval.protocol)
     if data.name == "shapes":
         dataset = shapes.ShapesDataset(split, data.shapes_level, (height, width))
         return ShapesSplit(dataset, tokenizer, model.max_tokens, data.max_targets, length or ENDLESS)
     if data.name not in FAMILIES:
         raise InputError(f"data.name is {data.name!r}; expected 'shapes' or one of {', '.join(FAMILIES)}")
     source = Prepared(data.data_dir, data.name, split)
-    make = Transform(tokenizer, height, width, model.max_tokens, data.max_targets)
+    make = Transform(tokenizer, height, width, model.max_tokens, data.max_targets, protocol)
     return ReferringSplit(source, make, min(length or len(source), len(source)))
 
 

@@ -124,12 +124,30 @@ class Transform:
         window: Window | None,
     ) -> Bool[np.ndarray, "H W"]:
         """The union where it is not the objects' own masks: the official stop, or objects that have only a box."""
-        rles = [masks.to_rle(s, height, width) for s in merged]
-        rles += [mask_of(i, height, width) for i in objects if not i.segmentation]
         whole = np.zeros((self.height, self.width), bool)
-        for rle in rles:
+        for rle in merged_rles(objects, merged, height, width):
             whole |= self._mask(rle, window)
         return whole
+
+
+def truth_of(record: Record, protocol: Protocol) -> tuple[Float64[np.ndarray, "N 4"], Bool[np.ndarray, "h w"]]:
+    """What `Transform.targets` are made of, in the picture's own pixels: the objects' clipped boxes, and the merged mask.
+
+    The record has to state its picture's size, as prepared ones do.
+    """
+    height, width = record.height, record.width
+    objects, merged = select(record, protocol)
+    boxes = np.array([box_of(instance, height, width) for instance in objects], np.float64).reshape(-1, 4)
+    whole = np.zeros((height, width), bool)
+    for rle in merged_rles(objects, merged, height, width):
+        whole |= masks.decode(rle).view(bool)
+    return clip_boxes(boxes, height, width), whole
+
+
+def merged_rles(objects: Sequence[Instance], merged: Sequence[Segmentation], height: int, width: int) -> list[RLE]:
+    """The masks whose union is the merged mask: `merged`, and the filled boxes of objects that have only a box."""
+    rles = [masks.to_rle(s, height, width) for s in merged]
+    return rles + [mask_of(i, height, width) for i in objects if not i.segmentation]
 
 
 def _decode(picture: bytes | Path, record: Record) -> UInt8[np.ndarray, "h w 3"]:

@@ -12,8 +12,12 @@ from instancevg_jax.errors import InputError
 
 
 def parse(
-    argv: Sequence[str], description: str, options: Mapping[str, tuple[str | None, str]], required: Sequence[str]
-) -> tuple[Config, dict[str, str | None]]:
+    argv: Sequence[str],
+    description: str,
+    options: Mapping[str, tuple[str | None, str]],
+    required: Sequence[str],
+    switches: Mapping[str, str] | None = None,
+) -> tuple[Config, dict[str, str | bool | None]]:
     """Parse a command line (without the program's name).
 
     Args:
@@ -21,9 +25,10 @@ def parse(
         description: what `--help` says first.
         options: name -> (default, help) of the command's own string options.
         required: names that must be given; "config" may be among them.
+        switches: name -> help of options without a value, which are off unless given.
 
     Returns:
-        The config with its overrides, and the options' values.
+        The config with its overrides, and the values of options and switches.
 
     Raises:
         InputError: an unknown flag or field, a value of the wrong type, a config file that is missing.
@@ -36,8 +41,10 @@ def parse(
     )
     for name, (default, text) in options.items():
         flags.DEFINE_string(name, default, text, flag_values=values)
+    for name, text in (switches or {}).items():
+        flags.DEFINE_boolean(name, False, text, flag_values=values)
     if any(argument in ("-h", "--help", "-help") for argument in argv):
-        _help(description, options, required)
+        _help(description, {**options, **{name: (None, text) for name, text in (switches or {}).items()}}, required)
         sys.exit(0)
     _check_file(argv)
     try:
@@ -54,7 +61,7 @@ def parse(
     config = values["config"].value
     if not isinstance(config, Config):
         raise InputError(f"{values['config'].value}: get_config() should return an instancevg_jax.config.Config")
-    return config, {name: values[name].value for name in options}
+    return config, {name: values[name].value for name in (*options, *(switches or {}))}
 
 
 def _check_file(argv: Sequence[str]) -> None:

@@ -111,6 +111,12 @@ class EvalConfig:
     """How answers are read off the outputs and compared."""
 
     task: str = "gres"  # "gres" (gRefCOCO), "refcoco", "refzom", "rrefcoco"
+    protocol: str = (
+        "official"  # "official": as the original does, slips included; "strict": mended. Targets of training too
+    )
+    resolution: str = (
+        "network"  # compare at the "network"'s picture size, as the original does, or at the "original" one
+    )
     batch_size: int = 16
     score_threshold: float = 0.7
     mask_threshold: float = 0.5

@@ -1,7 +1,8 @@
 """Measure a model on the splits of a config: python -m instancevg_jax.evaluate --config configs/NAME.py --checkpoint DIR
 
 The network's sizes come from the checkpoint, data and evaluation settings from the config. With --output DIR it leaves
-metrics.json and report.html there (pictures of successes and failures, results by kind of sentence).
+metrics.json and report.html there (pictures of successes and failures, results by kind of sentence). What is compared, and how:
+--config.eval.protocol official or strict, --config.eval.resolution network or original.
 """
 
 import dataclasses
@@ -9,24 +10,37 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
-from instancevg_jax import checkpoint, command_line, evaluation_report
+from instancevg_jax import checkpoint, coco_results, command_line, evaluation_report
 from instancevg_jax.config import Config
-from instancevg_jax.errors import run_command
-from instancevg_jax.evaluation import Evaluation, evaluate
+from instancevg_jax.errors import InputError, run_command
+from instancevg_jax.evaluation import Evaluation, conditions, evaluate
 from instancevg_jax.files import write_atomically
+from instancevg_jax.threshold_sweep import SWEPT, best_thresholds
 
 
-def print_table(evaluations: Sequence[Evaluation]) -> None:
-    """One row a split, under the config's rule."""
+def print_table(evaluations: Sequence[Evaluation], config: Config) -> None:
+    """One row a split, under the config's rule; above it, what was measured how."""
+    print(conditions(config))
     names = list(evaluations[0].metrics)
     width = max(len(evaluation.split) for evaluation in evaluations) + 2
     print("".ljust(width) + "".join(name.rjust(11) for name in names))
     for evaluation in evaluations:
         print(evaluation.split.ljust(width) + "".join(f"{evaluation.metrics[name]:11.2f}" for name in names))
+
+
+def print_sweep(evaluation: Evaluation, config: Config) -> None:
+    """One row a score threshold, the config's marked by an arrow, and below it which is best for what."""
+    print(f"\n{evaluation.split}: {conditions(config, with_threshold=False)}")
+    print("  threshold" + "".join(name.rjust(11) for name in SWEPT))
+    for threshold, result in evaluation.sweep.items():
+        mark = "->" if threshold == config.eval.score_threshold else "  "
+        print(mark + f"{threshold:9g}" + "".join(f"{result[name]:11.2f}" for name in SWEPT))
+    print("best: " + ", ".join(f"{name} at {at:g}" for name, at in best_thresholds(evaluation.sweep).items()))
 
 
 def write_metrics(path: Path, evaluations: Sequence[Evaluation], config: Config, source: str) -> None:
@@ -40,15 +54,26 @@ def write_metrics(path: Path, evaluations: Sequence[Evaluation], config: Config,
                 "records": len(evaluation.rows),
                 "seconds": round(evaluation.seconds, 2),
                 "rule": config.eval.no_target_rule,
-                "by_rule": {
-                    rule: {name: None if np.isnan(value) else value for name, value in metrics.items()}
-                    for rule, metrics in evaluation.by_rule.items()
-                },
+                "protocol": config.eval.protocol,
+                "resolution": config.eval.resolution,
+                "by_rule": {rule: _values(metrics) for rule, metrics in evaluation.by_rule.items()},
+                **_sweep_content(evaluation),
             }
             for evaluation in evaluations
         },
     }
     write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def _values(metrics: dict[str, float]) -> dict[str, float | None]:
+    return {name: None if np.isnan(value) else value for name, value in metrics.items()}
+
+
+def _sweep_content(evaluation: Evaluation) -> dict[str, Any]:
+    if not evaluation.sweep:
+        return {}
+    rows = [{"score_threshold": at, **_values(metrics)} for at, metrics in evaluation.sweep.items()]
+    return {"sweep": rows, "best_threshold": best_thresholds(evaluation.sweep)}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -58,16 +83,35 @@ def main(argv: Sequence[str] | None = None) -> None:
         "checkpoint": (None, "checkpoint directory, such as WORKDIR/checkpoint"),
         "output": (None, "directory for metrics.json and report.html"),
     }
-    given, values = command_line.parse(argv, __doc__ or "", options, ("config", "checkpoint"))
-    directory = str(values["checkpoint"])
+    switches = {
+        "sweep": "measure F1, N_acc, T_acc and gIoU over score thresholds too, in the same pass",
+        "coco": "write the answers to OUTPUT/predictions_SPLIT.json, as COCO's results JSON",
+    }
+    given, values = command_line.parse(argv, __doc__ or "", options, ("config", "checkpoint"), switches)
+    if values["coco"] and not values["output"]:
+        raise InputError("--coco writes into the directory of --output, which is not given")
+    directory, sweep, coco = str(values["checkpoint"]), bool(values["sweep"]), bool(values["coco"])
     model, stored = checkpoint.load_model(directory)
     config = dataclasses.replace(given, model=stored.model)
     tokenizer = checkpoint.load_tokenizer(directory)
-    evaluations = [evaluate(model, config, tokenizer, split, verbose=True) for split in config.data.eval_splits]
-    print_table(evaluations)
-    if values["output"] and jax.process_index() == 0:
-        output = Path(values["output"])
+    evaluations = [
+        evaluate(model, config, tokenizer, split, sweep=sweep, coco=coco, verbose=True)
+        for split in config.data.eval_splits
+    ]
+    if not evaluations:
+        raise InputError("data.eval_splits is empty; expected at least one split")
+    if jax.process_index() > 0:
+        return
+    print_table(evaluations, config)
+    if sweep:
+        for evaluation in evaluations:
+            print_sweep(evaluation, config)
+    if values["output"]:
+        output = Path(str(values["output"]))
         write_metrics(output / "metrics.json", evaluations, config, directory)
+        if coco:
+            for evaluation in evaluations:
+                coco_results.write(output / f"predictions_{evaluation.split}.json", evaluation.coco_entries)
         evaluation_report.write(output / "report.html", model, config, tokenizer, evaluations, Path(directory))
         print(f"report: {output / 'report.html'}")
 

@@ -9,11 +9,12 @@ import numpy as np
 from data_pipelines import shapes_baselines, splits
 from data_pipelines.shapes import Example, ShapesDataset
 from instancevg_jax.config import Config
-from instancevg_jax.evaluation import RULES, Evaluation
+from instancevg_jax.evaluation import RULES, Evaluation, conditions
 from instancevg_jax.metrics import Answer, Metrics, Row, Truth
 from instancevg_jax.models.instancevg import InstanceVG
 from instancevg_jax.predictor import Predictor
 from instancevg_jax.report import Bar, Bars, Cell, Gallery, Lines, Picture, Table, write_report
+from instancevg_jax.threshold_sweep import SWEPT, best_thresholds
 from instancevg_jax.tokenizer import Tokenizer
 from instancevg_jax.visualize import Truth as Shown
 from instancevg_jax.visualize import draw_grounding
@@ -38,18 +39,22 @@ def write(
     galleries: list[Gallery] = []
     for evaluation in evaluations:
         source = splits.open_split(config, evaluation.split, tokenizer, length=config.data.num_eval_examples)
-        tables.append(_results(evaluation, _baselines(config, evaluation.split, len(source))))
-        shown = {record: source.show(record) for record in evaluation.rows}
-        for name in next(iter(shown.values())).tags if shown else ():
-            group = {record: about.tags[name] for record, about in shown.items()}
-            tables.append(_by_tag(evaluation, name, group, {r: about.num_objects for r, about in shown.items()}))
+        tables.append(_results(evaluation, _baselines(config, evaluation.split, len(source)), config))
+        described = {record: source.describe(record) for record in evaluation.rows}
+        choices = {record: about.num_objects for record, about in described.items()}
+        for name in dict.fromkeys(name for about in described.values() for name in about.tags):
+            group = {record: about.tags[name] for record, about in described.items() if name in about.tags}
+            tables.append(_by_tag(evaluation, name, group, choices))
             if name == "template":
                 plots.append(_template_bars(evaluation, group))
+        if evaluation.sweep:
+            tables.append(_sweep_table(evaluation, config))
+            plots.append(_sweep_lines(evaluation, config))
         galleries += _galleries(evaluation, source, predictor)
     notes = (
-        f"Checkpoint: {checkpoint}. {config.model.image_height} x {config.model.image_width} pictures, score threshold "
-        f"{config.eval.score_threshold}, merged mask: {config.eval.mask_merge}.",
-        "Masks and boxes are compared at the network's picture size, as the original does.",
+        f"Checkpoint: {checkpoint}. Measured under: {conditions(config)}. Merged mask: {config.eval.mask_merge}.",
+        "The official protocol and the network's pixels are what the original compares with; see docs/evaluation.md. The "
+        "pictures show the answers as predict gives them, by the strict protocol.",
         "gIoU counts an empty sentence as 1 if it is answered with nothing and as 0 otherwise, so answering nothing "
         "always scores the share of empty sentences: read every gIoU beside that floor.",
         "sigmoid and softmax are two ways to read off whether anything is meant: of the first logit alone, as the "
@@ -69,12 +74,36 @@ def _training_curves(log: Path) -> list[Lines | Bars]:
     return [Lines("training loss", "step", {name: [(row["step"], row[name]) for row in rows] for name in names})]
 
 
-def _results(evaluation: Evaluation, baselines: dict[str, dict[str, float]]) -> Table:
+def _sweep_table(evaluation: Evaluation, config: Config) -> Table:
+    """The swept metrics at every threshold."""
+    rows = []
+    for threshold, result in evaluation.sweep.items():
+        mark = ", the config's" if threshold == config.eval.score_threshold else ""
+        rows.append([f"{threshold:g}{mark}", *(_cell(result[name]) for name in SWEPT)])
+    best = ", ".join(f"{name} at {threshold:g}" for name, threshold in best_thresholds(evaluation.sweep).items())
+    note = f"Best: {best}. {conditions(config, with_threshold=False)}."
+    return Table(f"{evaluation.split}: over score thresholds", ["score threshold", *SWEPT], rows, note)
+
+
+def _sweep_lines(evaluation: Evaluation, config: Config) -> Lines:
+    """The same as curves. N_acc rises with the threshold: fewer false targets; T_acc falls: more missed ones."""
+    series = {name: [(at, result[name]) for at, result in evaluation.sweep.items()] for name in SWEPT}
+    return Lines(
+        f"{evaluation.split}: percent over score thresholds",
+        "score threshold",
+        series,
+        "A higher threshold gives fewer false targets (N_acc) and more missed ones (T_acc).",
+        config.eval.score_threshold,
+        "the config's threshold",
+    )
+
+
+def _results(evaluation: Evaluation, baselines: dict[str, dict[str, float]], config: Config) -> Table:
     """Both rules and the baselines under one header."""
     names = [name for name in CHOSEN if name in evaluation.metrics]
     rows = {f"model, {rule}": evaluation.by_rule[rule] for rule in RULES} | baselines
     cells = [[label, *(_cell(metrics.get(name)) for name in names)] for label, metrics in rows.items()]
-    note = f"{len(evaluation.rows)} records in {evaluation.seconds:.0f} s; all numbers are percentages."
+    note = f"{len(evaluation.rows)} records in {evaluation.seconds:.0f} s; all numbers are percentages. {conditions(config)}."
     return Table(f"{evaluation.split}: results", ["", *names], cells, note)
 
 
@@ -145,7 +174,7 @@ def _galleries(evaluation: Evaluation, source: splits.Split, predictor: Predicto
 def _distinct(records: Iterable[int], source: splits.Split, count: int) -> list[int]:
     seen: dict[str, int] = {}
     for record in records:
-        seen.setdefault(source.show(record).expression, record)
+        seen.setdefault(source.describe(record).expression, record)
         if len(seen) == count:
             break
     return list(seen.values())
@@ -176,7 +205,7 @@ def _baselines(config: Config, split: str, count: int) -> dict[str, dict[str, fl
         "language only": shapes_baselines.LanguageOnly(train.load(0, LANGUAGE_EXAMPLES)),
         "colour words only": shapes_baselines.colour_only,
     }
-    metrics = {name: Metrics(config.eval.task, config.eval.score_threshold) for name in answers}
+    metrics = {name: Metrics(config.eval.task, config.eval.score_threshold, config.eval.protocol) for name in answers}
     chance = []
     for record, example in enumerate(ShapesDataset(split, config.data.shapes_level, size).load(0, count)):
         truth = Truth(example.boxes_xyxy[list(example.referents)], example.mask, not example.referents)

@@ -19,15 +19,16 @@ sentence out of mRR, and one without a targeted sentence out of mIoU and rIoU, w
 All metrics are percentages.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from instancevg_jax import boxes as box_ops
 from instancevg_jax.errors import InputError
+from instancevg_jax.postprocess import resize_mask
 from instancevg_jax.types import Predictions, Targets
 
 COLUMNS: tuple[str, ...] = (
@@ -67,6 +68,17 @@ class Truth:
     boxes_xyxy: np.ndarray  # [M, 4]
     mask: np.ndarray  # [H, W] bool, merged
     empty: bool
+
+
+def resized(answer: Answer, height: int, width: int) -> Answer:
+    """The answer in the pixels of a picture of height x width."""
+    scale = np.array([width / answer.mask.shape[1], height / answer.mask.shape[0]], np.float32)
+    return Answer(
+        answer.boxes_xyxy * np.tile(scale, 2),
+        answer.scores,
+        resize_mask(answer.mask, height, width),
+        answer.points_xy * scale,
+    )
 
 
 def answers(predictions: Predictions) -> list[Answer]:
@@ -144,27 +156,51 @@ class Metrics:
 
 def measure(answer: Answer, truth: Truth, score_threshold: float, protocol: str) -> Row:
     """All numbers of one record but "record" and "group"; see COLUMNS."""
-    intersection = float(np.logical_and(answer.mask, truth.mask).sum())
-    union = float(np.logical_or(answer.mask, truth.mask).sum())
+    pixels = np.array([np.logical_and(answer.mask, truth.mask).sum(), truth.mask.sum(), answer.mask.sum()])
+    return measure_at((score_threshold,), pixels[None], answer, truth, protocol)[0]
+
+
+def measure_at(
+    thresholds: Sequence[float], pixels: Int[np.ndarray, "S 3"], answer: Answer, truth: Truth, protocol: str
+) -> list[Row]:
+    """The row of `measure` for each score threshold. `answer.mask` is not looked at.
+
+    Args:
+        thresholds: S score thresholds.
+        pixels: for each threshold the numbers of pixels of (merged mask and truth, truth, merged mask).
+        answer: the boxes, scores and points.
+        truth: the boxes.
+        protocol: "official" or "strict".
+    """
     true_boxes = np.zeros((0, 4)) if truth.empty else np.asarray(truth.boxes_xyxy, np.float64).reshape(-1, 4)
     boxes = np.asarray(answer.boxes_xyxy, np.float64).reshape(-1, 4)
-    official = protocol == "official"
-    counts = answer.scores >= score_threshold if official else answer.scores > score_threshold
-    overlaps = (box_ops.pairwise_giou if official else box_ops.pairwise_iou)(boxes[counts], true_boxes)
-    hits, predicted, wanted = count_matches(overlaps, 0.5), int(counts.sum()), len(true_boxes)
-    return {
+    overlaps = (box_ops.pairwise_giou if protocol == "official" else box_ops.pairwise_iou)(boxes, true_boxes)
+    common = {
         "empty": float(truth.empty),
-        "says_none": float(not (answer.scores > score_threshold).any()),
-        "intersection": intersection,
-        "union": union,
-        "predicted_area": float(answer.mask.sum()),
-        "iou": intersection / union if union else 0.0,
-        "num_targets": float(wanted),
+        "num_targets": float(len(true_boxes)),
+        "best_box_iou": best_box_iou(boxes, answer.scores, np.asarray(truth.boxes_xyxy, np.float64).reshape(-1, 4)),
+        "coverage": coverage(answer.points_xy, true_boxes),
+    }
+    rows = []
+    for threshold, (intersection, wanted, predicted) in zip(thresholds, pixels.astype(float).tolist(), strict=True):
+        union = wanted + predicted - intersection
+        areas = {"intersection": intersection, "union": union, "predicted_area": predicted}
+        rows.append(
+            {**common, **areas, "iou": intersection / union if union else 0.0}
+            | _counted(overlaps, answer.scores, threshold, protocol)
+        )
+    return rows
+
+
+def _counted(overlaps: Float[np.ndarray, "N M"], scores: np.ndarray, threshold: float, protocol: str) -> Row:
+    """What depends on which queries count."""
+    counts = scores >= threshold if protocol == "official" else scores > threshold
+    hits, predicted, wanted = count_matches(overlaps[counts], 0.5), int(counts.sum()), overlaps.shape[1]
+    return {
+        "says_none": float(not (scores > threshold).any()),
         "num_predictions": float(predicted),
         "true_positives": float(hits),
         "f1": 2 * hits / (predicted + wanted) if predicted + wanted else 1.0,
-        "best_box_iou": best_box_iou(boxes, answer.scores, np.asarray(truth.boxes_xyxy, np.float64).reshape(-1, 4)),
-        "coverage": coverage(answer.points_xy, true_boxes),
     }
 
 

@@ -6,12 +6,13 @@ original.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 
 from instancevg_jax import boxes as box_ops
 from instancevg_jax.config import EvalConfig
@@ -46,33 +47,60 @@ def postprocess(outputs: Outputs, config: EvalConfig, protocol: str = "strict") 
 
     Raises InputError for an unknown `no_target_rule`, `mask_merge` or `protocol`.
     """
-    _check_choice("protocol", protocol, ("official", "strict"))
     height, width = outputs.mask_logits.shape[-2:]
-    exists = existence_probability(outputs.existence_logits, config.no_target_rule)
+    scored = _score(outputs, config)
+    return Predictions(
+        boxes_xyxy=jnp.where(scored.answers[..., None], scored.boxes_xyxy, 0),
+        scores=jnp.where(scored.answers, scored.scores, 0),
+        masks=_masks(outputs, config),
+        keep=scored.answers & (scored.scores > config.score_threshold),
+        mask=_mask_levels(outputs, scored, config, protocol) > config.score_threshold,
+        no_target_probability=1 - existence_probability(outputs.existence_logits, config.no_target_rule),
+        points_xy=outputs.points * jnp.array([width, height], jnp.float32),
+    )
+
+
+def thresholds_passed(
+    outputs: Outputs, config: EvalConfig, thresholds: tuple[float, ...], protocol: str
+) -> UInt8[Array, "B H W"]:
+    """The merged masks of `postprocess` for every score threshold at once.
+
+    Args:
+        outputs: of the model.
+        config: as `postprocess` takes it; its `score_threshold` does not matter.
+        thresholds: ascending, at most 255.
+        protocol: as `postprocess` takes it.
+
+    Returns:
+        For each pixel the number of thresholds whose merged mask it belongs to, which are the lowest ones: the merged mask of
+        `thresholds[i]` is where it is greater than i.
+    """
+    levels = _mask_levels(outputs, _score(outputs, config), config, protocol)
+    steps = jnp.array(thresholds, jnp.float32)
+    return (levels[..., None] > steps).sum(-1, dtype=jnp.uint8)
+
+
+class _Scored(NamedTuple):
+    """The queries before a threshold."""
+
+    boxes_xyxy: Array  # [B, Q, 4] float32, pixels of the network's picture, clipped to it
+    scores: Array  # [B, Q] float32
+    present: Array  # [B, Q] bool, the box is not empty
+    answers: Array  # [B, Q] bool, present and not suppressed by NMS
+
+
+def _score(outputs: Outputs, config: EvalConfig) -> _Scored:
+    height, width = outputs.mask_logits.shape[-2:]
     size = jnp.array([width, height, width, height], jnp.float32)
     boxes = jnp.clip(box_ops.cxcywh_to_xyxy(outputs.boxes[-1].astype(jnp.float32)) * size, 0, size)
     scores = jax.nn.softmax(outputs.class_logits[-1].astype(jnp.float32))[..., 0]
     if config.score_weighted:
-        scores = scores * exists[:, None]
-
+        scores = scores * existence_probability(outputs.existence_logits, config.no_target_rule)[:, None]
     present = (boxes[..., 2:] > boxes[..., :2]).all(-1)
     answers = present
     if config.nms_threshold > 0:
         answers = jax.vmap(nms, (0, 0, 0, None))(boxes, scores, present, config.nms_threshold)
-    keep = answers & (scores > config.score_threshold)
-
-    masks = jax.nn.sigmoid(outputs.mask_logits) >= config.mask_threshold
-    global_mask = jax.nn.sigmoid(outputs.global_mask_logits) >= config.mask_threshold
-    counted = _shift_past_dropped(keep, present) if protocol == "official" else keep
-    return Predictions(
-        boxes_xyxy=jnp.where(answers[..., None], boxes, 0),
-        scores=jnp.where(answers, scores, 0),
-        masks=masks,
-        keep=keep,
-        mask=_merge(global_mask, masks, counted, config.mask_merge),
-        no_target_probability=1 - exists,
-        points_xy=outputs.points * size[:2],
-    )
+    return _Scored(boxes, scores, present, answers)
 
 
 def existence_probability(existence_logits: Float[Array, "B 2"], rule: str) -> Float[Array, "B"]:
@@ -135,22 +163,39 @@ def to_original_size(
 
 def resize_mask(mask: Bool[np.ndarray, "h w"], height: int, width: int) -> Bool[np.ndarray, "H W"]:
     """Nearest neighbour, pixel for pixel what cv2's INTER_NEAREST gives."""
-    return cv2.resize(mask.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST).astype(bool)
+    return resize_levels(mask.astype(np.uint8), height, width).astype(bool)
 
 
-def _merge(
-    global_mask: Bool[Array, "B H W"], masks: Bool[Array, "B Q H W"], counted: Bool[Array, "B Q"], mode: str
-) -> Bool[Array, "B H W"]:
-    _check_choice("eval.mask_merge", mode, ("merge", "global", "instance"))
-    if mode == "global":
-        return global_mask
-    union = (masks & counted[..., None, None]).any(1)
-    return union | global_mask if mode == "merge" else union
+def resize_levels(levels: UInt8[np.ndarray, "h w"], height: int, width: int) -> UInt8[np.ndarray, "H W"]:
+    """The same for the answer of `thresholds_passed`: its resized masks are the masks of it resized."""
+    return cv2.resize(levels, (width, height), interpolation=cv2.INTER_NEAREST)
 
 
-def _shift_past_dropped(keep: Bool[Array, "B Q"], present: Bool[Array, "B Q"]) -> Bool[Array, "B Q"]:
-    """`keep` without the dropped rows, closed up to the front: the mask that the original takes for each counted box."""
-    return jnp.take_along_axis(keep, jnp.argsort(~present, axis=1, stable=True), axis=1)
+def _masks(outputs: Outputs, config: EvalConfig) -> Bool[Array, "B Q H W"]:
+    return jax.nn.sigmoid(outputs.mask_logits) >= config.mask_threshold
+
+
+def _mask_levels(outputs: Outputs, scored: _Scored, config: EvalConfig, protocol: str) -> Float[Array, "B H W"]:
+    """The merged mask of a score threshold t is where this is greater than t.
+
+    It is the best score of the queries whose mask has the pixel, and infinite where the global mask has it.
+    """
+    _check_choice("eval.mask_merge", config.mask_merge, ("merge", "global", "instance"))
+    _check_choice("protocol", protocol, ("official", "strict"))
+    global_mask = jax.nn.sigmoid(outputs.global_mask_logits) >= config.mask_threshold
+    everywhere = jnp.where(global_mask, jnp.inf, -jnp.inf)
+    if config.mask_merge == "global":
+        return everywhere
+    scores = jnp.where(scored.answers, scored.scores, -jnp.inf)
+    if protocol == "official":
+        scores = _shift_past_dropped(scores, scored.present)
+    best = jnp.where(_masks(outputs, config), scores[..., None, None], -jnp.inf).max(1)
+    return jnp.maximum(best, everywhere) if config.mask_merge == "merge" else best
+
+
+def _shift_past_dropped(scores: Float[Array, "B Q"], present: Bool[Array, "B Q"]) -> Float[Array, "B Q"]:
+    """`scores` without the dropped rows, closed up to the front: whose mask the original takes for each box."""
+    return jnp.take_along_axis(scores, jnp.argsort(~present, axis=1, stable=True), axis=1)
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -139,13 +139,14 @@ def grounding_to_json(grounding: Grounding) -> dict[str, Any]:
         "exists": grounding.exists,
         "no_target_probability": grounding.no_target_probability,
         "objects": [
-            {"box_xyxy": box.tolist(), "score": float(score), "point_xy": point.tolist(), "mask": _run_lengths(mask)}
+            {"box_xyxy": box.tolist(), "score": float(score), "point_xy": point.tolist(), "mask": run_lengths(mask)}
             for box, score, point, mask in objects
         ],
-        "mask": _run_lengths(grounding.mask),
+        "mask": run_lengths(grounding.mask),
     }
 
 
-def _run_lengths(mask: Bool[np.ndarray, "H W"]) -> dict[str, Any]:
+def run_lengths(mask: Bool[np.ndarray, "H W"]) -> dict[str, Any]:
+    """A mask in COCO's run-length encoding, {"size": [H, W], "counts": text}."""
     encoded = cast(Any, coco_masks.encode(np.asfortranarray(mask, np.uint8)))  # its stub says that counts is text
     return {"size": list(mask.shape), "counts": str(encoded["counts"], "ascii")}

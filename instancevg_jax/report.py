@@ -6,7 +6,7 @@ reader's light or dark mode.
 
 import base64
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -32,12 +32,17 @@ class Table:
 
 @dataclass(frozen=True)
 class Lines:
-    """Curves over one x axis, such as losses over steps. Points that are not finite are left out."""
+    """Curves over one x axis, such as losses over steps. Points that are not finite are left out.
+
+    A vertical line stands at `mark`, which lies within the curves' x; `mark_label` says what it is.
+    """
 
     title: str
     x_label: str
-    series: dict[str, Sequence[tuple[Number, Number]]]  # name -> (x, y) in order
+    series: Mapping[str, Sequence[tuple[Number, Number]]]  # name -> (x, y) in order
     note: str = ""
+    mark: Number | None = None
+    mark_label: str = ""
 
 
 @dataclass(frozen=True)
@@ -178,6 +183,10 @@ def _lines(plot: Lines) -> str:
         path = " ".join(f"{u:.1f},{v:.1f}" for u, v in (at(*point) for point in values))
         parts.append(f'<polyline class="c{i % 6}" points="{path}"/>')
     names = "".join(f'<span><i class="c{i % 6}"></i>{escape(name)}</span>' for i, name in enumerate(series))
+    if plot.mark is not None:
+        u = at(plot.mark, y0)[0]
+        parts.append(f'<line class="mark" x1="{u:.1f}" x2="{u:.1f}" y1="{top}" y2="{top + height}"/>')
+        names += f'<span><i class="tick"></i>{escape(plot.mark_label)}</span>'
     box = f"0 0 {left + width + 24} {top + height + 44}"
     return f'<div class="legend">{names}</div><svg viewBox="{box}" role="img">{"".join(parts)}</svg>'
 
@@ -225,6 +234,7 @@ figure { margin:0; } img { width:100%; border-radius:6px; display:block; }
 figcaption { color:var(--soft); font-size:13px; margin-top:6px; }
 svg { width:100%; max-width:760px; display:block; } svg text { font-size:12px; fill:var(--soft); }
 .end { text-anchor:end; } .middle { text-anchor:middle; } .axis { stroke:var(--line); }
+.mark { stroke:var(--tick); stroke-dasharray:4 3; }
 polyline { fill:none; stroke-width:1.8; stroke-linejoin:round; }
 .c0 { stroke:var(--c0); background:var(--c0); } .c1 { stroke:var(--c1); background:var(--c1); }
 .c2 { stroke:var(--c2); background:var(--c2); } .c3 { stroke:var(--c3); background:var(--c3); }

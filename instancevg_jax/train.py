@@ -336,7 +336,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "profile": (None, f"write a profiler trace of so many steps, after {PROFILE_AFTER} others, to WORKDIR/profile"),
     }
     config, values = command_line.parse(argv, __doc__ or "", options, ("config", "workdir"))
-    profile = values["profile"] or "0"
+    profile = str(values["profile"] or "0")
     if not profile.isdecimal():
         raise InputError(f"--profile is {profile!r}; expected a number of steps")
     train(config, Path(str(values["workdir"])), ["python -m instancevg_jax.train", *argv], int(profile))

@@ -13,6 +13,7 @@ LAYERS = [
     {"matching", "losses", "postprocess"},
     {
         "metrics",
+        "threshold_sweep",
         "optim",
         "train_state",
         "sharding",
@@ -23,7 +24,7 @@ LAYERS = [
         "run_states",
         "command_line",
     },
-    {"train", "evaluate", "evaluation", "evaluation_report", "predict", "predictor", "serve"},
+    {"train", "evaluate", "evaluation", "evaluation_report", "coco_results", "predict", "predictor", "serve"},
 ]
 DATA_MAY_USE = {"errors", "files", "types", "preprocess", "tokenizer", "resize", "config"}
 

@@ -1,5 +1,6 @@
 """Post-processing against the original's in 13 settings, NMS, resizing, and the host's side."""
 
+import dataclasses
 import functools
 import re
 
@@ -10,7 +11,15 @@ import pytest
 
 from instancevg_jax.config import EvalConfig
 from instancevg_jax.errors import InputError
-from instancevg_jax.postprocess import existence_probability, nms, postprocess, resize_mask, to_original_size
+from instancevg_jax.postprocess import (
+    existence_probability,
+    nms,
+    postprocess,
+    resize_levels,
+    resize_mask,
+    thresholds_passed,
+    to_original_size,
+)
 from instancevg_jax.types import Outputs, Predictions
 from tests import oracle
 
@@ -98,6 +107,25 @@ def test_strict_gives_each_counted_query_its_own_mask():
     np.testing.assert_array_equal(dropped, [False, True, True, False])
     np.testing.assert_array_equal((official.mask != own).any((1, 2)) & ~dropped, False)
     assert (official.mask != own).any()
+
+
+@pytest.mark.parametrize("setting", ["merge_rs0_nms0", "global_rs0_nms0", "instance_rs0_nms0", "instance_rs0_nms1"])
+@pytest.mark.parametrize("protocol", ["official", "strict"])
+def test_masks_of_many_thresholds_are_those_of_each(setting, protocol):
+    """One threshold lies exactly on a query's score: it counts below it, and not at it."""
+    config, outputs = config_of(setting), outputs_of_f6()
+    on_a_score = float(np.sort(answer(setting, protocol).scores.ravel())[-3])
+    thresholds = tuple(sorted([0.05, 0.2, 0.35, 0.5, 0.7, 0.95, on_a_score]))
+    passed = np.asarray(thresholds_passed(outputs, config, thresholds, protocol))
+    masks = [
+        np.asarray(postprocess(outputs, dataclasses.replace(config, score_threshold=t), protocol).mask)
+        for t in thresholds
+    ]
+    for i, mask in enumerate(masks):
+        np.testing.assert_array_equal(passed > i, mask)
+    assert setting.startswith("global") or len({mask.tobytes() for mask in masks}) > 3
+    for i in (0, 3):
+        np.testing.assert_array_equal(resize_levels(passed[i], 45, 77) > 3, resize_mask(masks[3][i], 45, 77))
 
 
 def test_nms_of_the_original():

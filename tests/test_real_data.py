@@ -42,10 +42,15 @@ def test_prepare_train_evaluate(family, tmp_path):
         *([f"--config.data.train_split={split}"] if family == "refcoco" else []),  # the sample has no training split
     ]
     train.main([*arguments, f"--workdir={tmp_path / 'run'}"])
-    evaluate.main([*arguments, f"--checkpoint={tmp_path / 'run' / 'checkpoint'}", f"--output={tmp_path / 'report'}"])
-    result = json.loads((tmp_path / "report" / "metrics.json").read_text())["splits"][split]
-    assert result["records"] == 13
+    checkpoint, report = tmp_path / "run" / "checkpoint", tmp_path / "report"
+    measured = ["--config.eval.resolution=original", "--config.eval.score_threshold=0.2", "--sweep", "--coco"]
+    evaluate.main([*arguments, *measured, f"--checkpoint={checkpoint}", f"--output={report}"])
+    result = json.loads((report / "metrics.json").read_text())["splits"][split]
+    assert (result["records"], result["resolution"], len(result["sweep"])) == (13, "original", 19)
+    pictures = {i["id"]: [i["height"], i["width"]] for i in json.loads((root / "instances.json").read_text())["images"]}
+    for entry in json.loads((report / f"predictions_{split}.json").read_text()):
+        assert entry["segmentation"]["size"] == pictures[entry["image_id"]]
     for name in names:
         value = result["by_rule"]["sigmoid"][name]
         assert value is None or np.isfinite(value)
-    assert (tmp_path / "report" / "report.html").stat().st_size > 50_000
+    assert (report / "report.html").stat().st_size > 50_000

@@ -82,6 +82,15 @@ def test_lines_scale_to_the_plot(tmp_path: Path):
         assert part in text
 
 
+def test_a_mark_on_lines(tmp_path: Path):
+    lines = Lines(
+        "Sweep", "score threshold", {"F1": [(0.0, 20.0), (1.0, 60.0)]}, mark=0.75, mark_label="the <config>'s"
+    )
+    html, text = written(tmp_path / "r.html", plots=[lines])
+    assert '<line class="mark" x1="544.0" x2="544.0" y1="12" y2="252"/>' in html
+    assert "the <config>'s" in text
+
+
 @pytest.mark.parametrize(
     "points", [[], [(3, 2.0)], [(0, 1.0), (1, 1.0)], [(0, 1e-9), (1, 2e-9)], [(0, -1e9), (1e6, 1e9)]]
 )
