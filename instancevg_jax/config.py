@@ -55,9 +55,7 @@ class LossConfig:
     class_weight: float = 1.0
     boxes_weight: float = 5.0
     giou_weight: float = 2.0
-    auxiliary_weights: str = (
-        "one"  # "one": earlier layers' terms weigh 1 each, as the original does; "same": as the last layer
-    )
+    auxiliary_weights: str = "one"  # of earlier layers: 1 each, as the original does; "same": as the last layer's
     no_object_weight: float = 0.1
     detection: float = 0.1
     # masks
@@ -83,6 +81,7 @@ class DataConfig:
     num_workers: int = 2
     shapes_level: str = "basic"  # "basic" or "full"
     shapes_curriculum: int = 0  # > 0: so many training examples are "basic", then every second one is of shapes_level
+    shapes_emphasis: bool = False  # every second training sentence names a shape and no colour: the harder words
     num_eval_examples: int = 0  # 0: the whole split
 
 
@@ -111,12 +110,8 @@ class EvalConfig:
     """How answers are read off the outputs and compared."""
 
     task: str = "gres"  # "gres" (gRefCOCO), "refcoco", "refzom", "rrefcoco"
-    protocol: str = (
-        "official"  # "official": as the original does, slips included; "strict": mended. Targets of training too
-    )
-    resolution: str = (
-        "network"  # compare at the "network"'s picture size, as the original does, or at the "original" one
-    )
+    protocol: str = "official"  # as the original does, slips included, or "strict"; of training targets too
+    resolution: str = "network"  # compare at the network's picture size, as the original does, or at the "original" one
     batch_size: int = 16
     score_threshold: float = 0.7
     mask_threshold: float = 0.5
@@ -139,9 +134,7 @@ class TrainConfig:
     eval_every: int = 0  # steps; 0: at the end only
     checkpoint_every: int = 0  # steps between saved states; 0: at the end only
     keep_checkpoints: int = 3  # states that stay, the latest
-    best_metric: str = (
-        ""  # what WORKDIR/best is best in, on the first of data.eval_splits; "": the task's headline metric
-    )
+    best_metric: str = ""  # WORKDIR/best is best in this, on the first of data.eval_splits; "": the task's headline
     bad_steps: str = "stop"  # where loss or gradient is not finite, or loss_limit passed: "stop", or "skip" such steps
     loss_limit: float = 0.0  # > 0: a step with a greater loss is bad too
     checkpoint_dtype: str = "float32"  # of WORKDIR/checkpoint; "float16" halves it (loaded as float32 again)

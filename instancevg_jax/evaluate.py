@@ -18,7 +18,7 @@ import numpy as np
 from instancevg_jax import checkpoint, coco_results, command_line, evaluation_report
 from instancevg_jax.config import Config
 from instancevg_jax.errors import InputError, run_command
-from instancevg_jax.evaluation import Evaluation, conditions, evaluate
+from instancevg_jax.evaluation import Evaluation, Evaluator, conditions
 from instancevg_jax.files import write_atomically
 from instancevg_jax.threshold_sweep import SWEPT, best_thresholds
 
@@ -94,10 +94,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     model, stored = checkpoint.load_model(directory)
     config = dataclasses.replace(given, model=stored.model)
     tokenizer = checkpoint.load_tokenizer(directory)
-    evaluations = [
-        evaluate(model, config, tokenizer, split, sweep=sweep, coco=coco, verbose=True)
-        for split in config.data.eval_splits
-    ]
+    evaluator = Evaluator(model, config, tokenizer, sweep=sweep, coco=coco)
+    evaluations = [evaluator(model, split, verbose=True) for split in config.data.eval_splits]
     if not evaluations:
         raise InputError("data.eval_splits is empty; expected at least one split")
     if jax.process_index() > 0:

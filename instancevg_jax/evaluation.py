@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,70 +43,72 @@ class Evaluation:
     coco_entries: list[dict[str, Any]]  # see coco_results.entries; empty if not asked for
 
 
-def evaluate(
-    model: InstanceVG,
-    config: Config,
-    tokenizer: Tokenizer,
-    split: str,
-    *,
-    sweep: bool = False,
-    coco: bool = False,
-    verbose: bool = False,
-) -> Evaluation:
-    """Measure `model` on every record of `split`, each once, on however many devices and processes there are.
+class Evaluator:
+    """Measures models of one architecture on splits; compiled once, whatever the number of splits and of parameters tried."""
 
-    Args:
-        model: the network.
-        config: its `eval` section says what is compared, and how.
-        tokenizer: of the model.
-        split: a name.
-        sweep: measure at other score thresholds too.
-        coco: collect the answers as COCO results.
-        verbose: print how far it is, now and then.
+    def __init__(
+        self, model: InstanceVG, config: Config, tokenizer: Tokenizer, *, sweep: bool = False, coco: bool = False
+    ) -> None:
+        """Prepare to measure.
 
-    Raises:
-        InputError: a split or a setting that does not exist; a split without end; a training split of real data, of whose
-            sentences one is drawn, where the picture's own pixels are asked for.
-    """
-    mesh = sharding.make_mesh()
-    sharding.check_batch_size(config.eval.batch_size, mesh, "eval.batch_size")
-    source = _open(config, split, tokenizer, coco)
-    measures = _Measures(config, source, sweep, coco)
-    graph, state = nnx.split(model)
-    state = jax.device_put(state, sharding.replicated(mesh))
-    predict = _prediction_fn(graph, config, mesh, measures)
-    shard, shards = jax.process_index(), jax.process_count()
-    batch_size = config.eval.batch_size // shards
-    batches = loader.batches(
-        source,
-        source.transform,
-        batch_size,
-        seed=0,
-        shuffle=False,
-        num_epochs=1,
-        num_workers=config.data.num_workers,
-        shard_index=shard,
-        shard_count=shards,
-    )
-    start = told = time.monotonic()
-    for number, batch in enumerate(batches):
-        answered = _local(predict(state, sharding.shard_batch(batch, mesh)))
-        records = (number * batch_size + np.arange(batch_size)) * shards + shard
-        measures.update(answered, batch, records)
-        if verbose and time.monotonic() - told > 10:
-            told = time.monotonic()
-            done = (number + 1) * config.eval.batch_size
-            left = (told - start) / done * max(len(source) - done, 0)
-            print(f"{split}: {done}/{len(source)}, {done / (told - start):.0f} records/s, {duration(left)} left")
-    return measures.result(split, time.monotonic() - start)
+        Args:
+            model: a network of the architecture.
+            config: its `eval` section says what is compared, and how.
+            tokenizer: of the model.
+            sweep: measure at other score thresholds too.
+            coco: collect the answers as COCO results.
+
+        Raises:
+            InputError: a setting that does not exist, or a batch size that the devices do not divide.
+        """
+        if config.eval.resolution not in RESOLUTIONS:
+            raise InputError(f"eval.resolution is {config.eval.resolution!r}; expected one of {', '.join(RESOLUTIONS)}")
+        self._mesh = sharding.make_mesh()
+        sharding.check_batch_size(config.eval.batch_size, self._mesh, "eval.batch_size")
+        self._config, self._tokenizer, self._coco = config, tokenizer, coco
+        self._thresholds = thresholds_around(config.eval.score_threshold) if sweep else ()
+        self._predict = _prediction_fn(nnx.graphdef(model), config, self._mesh, self._thresholds, coco)
+
+    def __call__(self, model: InstanceVG, split: str, *, verbose: bool = False) -> Evaluation:
+        """Measure `model` on every record of `split`, each once, on however many devices and processes there are.
+
+        With `verbose`, print how far it is, now and then. Raises InputError for a split that does not exist or has no end,
+        and for a training split of real data, of whose sentences one is drawn, where the picture's own pixels are asked for.
+        """
+        config = self._config
+        source = _open(config, split, self._tokenizer, self._coco)
+        measures = _Measures(config, source, self._thresholds, self._coco)
+        state = jax.device_put(nnx.state(model), sharding.replicated(self._mesh))
+        shard, shards = jax.process_index(), jax.process_count()
+        batch_size = config.eval.batch_size // shards
+        batches = loader.batches(
+            source,
+            source.transform,
+            batch_size,
+            seed=0,
+            shuffle=False,
+            num_epochs=1,
+            num_workers=config.data.num_workers,
+            shard_index=shard,
+            shard_count=shards,
+        )
+        start = told = time.monotonic()
+        for number, batch in enumerate(batches):
+            answered = _local(self._predict(state, sharding.shard_batch(batch, self._mesh)))
+            records = (number * batch_size + np.arange(batch_size)) * shards + shard
+            measures.update(answered, batch, records)
+            if verbose and time.monotonic() - told > 10:
+                told = time.monotonic()
+                done = (number + 1) * config.eval.batch_size
+                left = (told - start) / done * max(len(source) - done, 0)
+                print(f"{split}: {done}/{len(source)}, {done / (told - start):.0f} records/s, {duration(left)} left")
+        return measures.result(split, time.monotonic() - start)
 
 
 def _open(config: Config, split: str, tokenizer: Tokenizer, coco: bool) -> splits.Split:
     source = splits.open_split(config, split, tokenizer, length=config.data.num_eval_examples)
     if len(source) == splits.ENDLESS:
         raise InputError(f"split {split!r} of {config.data.name!r} has no end: set data.num_eval_examples")
-    if config.eval.resolution not in RESOLUTIONS:
-        raise InputError(f"eval.resolution is {config.eval.resolution!r}; expected one of {', '.join(RESOLUTIONS)}")
     drawn = config.data.name != "shapes" and is_training(split)
     if drawn and (coco or config.eval.resolution == "original"):
         raise InputError(
@@ -130,11 +132,11 @@ jax.tree_util.register_dataclass(_Answered)
 class _Measures:
     """Everything that is collected from this process's records of a split."""
 
-    def __init__(self, config: Config, source: splits.Split, sweep: bool, coco: bool):
+    def __init__(self, config: Config, source: splits.Split, thresholds: Sequence[float], coco: bool):
         settings = config.eval
         self.config, self.source, self.coco = config, source, coco
         self.metrics = {rule: Metrics(settings.task, settings.score_threshold, settings.protocol) for rule in RULES}
-        self.sweep = Sweep(thresholds_around(settings.score_threshold), settings.protocol) if sweep else None
+        self.sweep = Sweep(thresholds, settings.protocol) if thresholds else None
         self.coco_entries: list[dict[str, Any]] = []
 
     def update(self, answered: _Answered, batch: Batch, records: np.ndarray) -> None:
@@ -185,9 +187,9 @@ class _Measures:
 
 
 def _prediction_fn(
-    graph: Any, config: Config, mesh: jax.sharding.Mesh, measures: _Measures
+    graph: Any, config: Config, mesh: jax.sharding.Mesh, thresholds: tuple[float, ...], coco: bool
 ) -> Callable[[nnx.State, Batch], _Answered]:
-    """What the device does with a batch, jitted."""
+    """What the device does with a batch, jitted. `thresholds` of a sweep, or none."""
     protocol, own_rule = config.eval.protocol, config.eval.no_target_rule
 
     def predict(state: nnx.State, batch: Batch) -> _Answered:
@@ -195,11 +197,9 @@ def _prediction_fn(
         predictions = {}
         for rule in RULES:
             answer = postprocess(outputs, dataclasses.replace(config.eval, no_target_rule=rule), protocol)
-            wanted = measures.coco and rule == own_rule
+            wanted = coco and rule == own_rule
             predictions[rule] = answer if wanted else dataclasses.replace(answer, masks=None)
-        passed = (
-            thresholds_passed(outputs, config.eval, measures.sweep.thresholds, protocol) if measures.sweep else None
-        )
+        passed = thresholds_passed(outputs, config.eval, thresholds, protocol) if thresholds else None
         return _Answered(predictions, passed)
 
     return jax.jit(predict, in_shardings=(sharding.replicated(mesh), sharding.batch_sharding(mesh)))

@@ -76,6 +76,10 @@ class Predictor:
 
         return cls(config, tokenizer, state, jax.jit(forward), jax.jit(read_off, static_argnums=1))
 
+    def with_model(self, model: InstanceVG) -> "Predictor":
+        """The same for other parameters of the same architecture, without compiling anew."""
+        return dataclasses.replace(self, _state=nnx.state(model))
+
     def predict(self, picture: Picture, expression: str, score_threshold: float | None = None) -> Grounding:
         """What the sentence means in the picture.
 

@@ -11,7 +11,6 @@ state and end with status 0. What it leaves behind:
     bad_steps.jsonl             steps that were skipped, with what was in their batches
 """
 
-import functools
 import json
 import math
 import signal
@@ -31,7 +30,7 @@ from instancevg_jax import checkpoint, command_line, optim, sharding, train_stat
 from instancevg_jax import config as configs
 from instancevg_jax.config import Config
 from instancevg_jax.errors import InputError, run_command
-from instancevg_jax.evaluation import HEADLINES, evaluate, summary
+from instancevg_jax.evaluation import HEADLINES, Evaluator, summary
 from instancevg_jax.models.instancevg import InstanceVG
 from instancevg_jax.predictor import Predictor
 from instancevg_jax.run_log import Progress, RunLog, duration, memory_gb
@@ -74,7 +73,7 @@ def train(
         log = RunLog(workdir)
         log.start(start, command)
         print(_greeting(config, params, mesh, num_steps), flush=True)
-        publish = functools.partial(_publish, graph, config, tokenizer, workdir, log, command)
+        publish = _Publisher(graph, config, tokenizer, workdir, log, command)
         report = _Report(config, tokenizer, log, Progress(num_steps, settings.batch_size))
         trace = _Trace(workdir / "profile", start + PROFILE_AFTER, profile)
         for step in range(start + 1, num_steps + 1):
@@ -204,45 +203,49 @@ def _every(steps: int, step: int) -> bool:
     return steps > 0 and step % steps == 0
 
 
-def _publish(
-    graph: Any,
-    config: Config,
-    tokenizer: Tokenizer,
-    workdir: Path,
-    log: RunLog,
-    command: Sequence[str],
-    state: TrainState,
-    step: int,
-) -> dict[str, dict[str, float]]:
-    """Write WORKDIR/checkpoint, measure it on every evaluated split, and keep it as WORKDIR/best where it is that."""
-    model = nnx.merge(graph, *train_state.weights(state))
-    origin: dict[str, Any] = {
-        "origin": "trained by instancevg_jax.train",
-        "step": step,
-        "command": " ".join(command),
-    }
-    dtype = None if config.train.checkpoint_dtype == "float32" else config.train.checkpoint_dtype
+class _Publisher:
+    """Makes WORKDIR/checkpoint, measures it on every evaluated split, and keeps it as WORKDIR/best where it is that."""
 
-    def save(name: str) -> None:
-        content = nnx.state(model), config, tokenizer.model_bytes, origin
-        checkpoint.save_checkpoint(workdir / name, *content, dtype=dtype)
+    def __init__(
+        self, graph: Any, config: Config, tokenizer: Tokenizer, workdir: Path, log: RunLog, command: Sequence[str]
+    ) -> None:
+        self._graph, self._config, self._tokenizer = graph, config, tokenizer
+        self._workdir, self._log, self._command = workdir, log, " ".join(command)
+        self._compiled: tuple[Evaluator, Predictor] | None = None
 
-    save("checkpoint")
-    results = {}
-    for split in config.data.eval_splits:
-        results[split] = evaluate(model, config, tokenizer, split).metrics
-        log.scalars(step, split, results[split])
-        print(f"step {step}, {split}: {summary(results[split])}", flush=True)
-    if config.data.eval_splits:
-        split = config.data.eval_splits[0]
-        _log_pictures(log, step, Predictor.from_model(model, config, tokenizer), split)
-        metric = config.train.best_metric or HEADLINES[config.eval.task]
-        score = results[split][metric]
-        if config.train.eval_every and score > _best_so_far(workdir, split, metric):
-            origin["best"] = {"split": split, "metric": metric, "value": score}
-            save("best")
-            print(f"step {step}: best {metric} on {split} so far", flush=True)
-    return results
+    def __call__(self, state: TrainState, step: int) -> dict[str, dict[str, float]]:
+        """The metrics by split."""
+        config, names = self._config, self._config.data.eval_splits
+        model = nnx.merge(self._graph, *train_state.weights(state))
+        origin = {"origin": "trained by instancevg_jax.train", "step": step, "command": self._command}
+        self._save("checkpoint", model, origin)
+        if self._compiled is None:
+            predictor = Predictor.from_model(model, config, self._tokenizer)
+            self._compiled = Evaluator(model, config, self._tokenizer), predictor
+        evaluate, predictor = self._compiled
+        results = {}
+        for split in names:
+            results[split] = evaluate(model, split).metrics
+            self._log.scalars(step, split, results[split])
+            print(f"step {step}, {split}: {summary(results[split])}", flush=True)
+        if names:
+            _log_pictures(self._log, step, predictor.with_model(model), names[0])
+            self._keep_best(model, origin, names[0], results[names[0]])
+        return results
+
+    def _keep_best(self, model: InstanceVG, origin: dict[str, Any], split: str, results: dict[str, float]) -> None:
+        metric = self._config.train.best_metric or HEADLINES[self._config.eval.task]
+        if metric not in results:
+            raise InputError(f"train.best_metric is {metric!r}; expected one of {', '.join(results)}")
+        score = results[metric]
+        if self._config.train.eval_every and score > _best_so_far(self._workdir, split, metric):
+            self._save("best", model, {**origin, "best": {"split": split, "metric": metric, "value": score}})
+            print(f"step {origin['step']}: best {metric} on {split} so far", flush=True)
+
+    def _save(self, name: str, model: InstanceVG, origin: dict[str, Any]) -> None:
+        dtype = None if self._config.train.checkpoint_dtype == "float32" else self._config.train.checkpoint_dtype
+        content = nnx.state(model), self._config, self._tokenizer.model_bytes, origin
+        checkpoint.save_checkpoint(self._workdir / name, *content, dtype=dtype)
 
 
 def _best_so_far(workdir: Path, split: str, metric: str) -> float:

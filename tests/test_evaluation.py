@@ -21,7 +21,7 @@ from data_pipelines.prepare import prepare
 from instancevg_jax import coco_results
 from instancevg_jax.config import Config
 from instancevg_jax.errors import InputError
-from instancevg_jax.evaluation import RULES, conditions, evaluate
+from instancevg_jax.evaluation import RULES, Evaluation, Evaluator, conditions
 from instancevg_jax.threshold_sweep import SWEPT, best_thresholds
 from instancevg_jax.tokenizer import Tokenizer
 from instancevg_jax.types import Outputs
@@ -30,6 +30,11 @@ from tests.data_pipelines.make import HEIGHT, NULL, WIDTH, annotation, generaliz
 
 SIDE = 32  # pixels of the network's picture; those of `make` have 60 x 40
 PICTURE = "COCO_train2014_000000000123.jpg"
+
+
+def evaluate(model: nnx.Module, config: Config, tokenizer: Tokenizer, split: str, **asked: bool) -> Evaluation:
+    """One split measured."""
+    return Evaluator(model, config, tokenizer, **asked)(model, split)
 
 
 class Square(nnx.Module):
