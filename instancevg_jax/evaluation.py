@@ -140,7 +140,7 @@ class _Measures:
         """Measure the records of a batch, but not those that only fill it up."""
         said = {rule: answers(predictions) for rule, predictions in answered.predictions.items()}
         right = truths(batch.targets)
-        for row in np.flatnonzero(batch.example_weight):
+        for row in np.flatnonzero(batch.example_weight).tolist():
             record = int(records[row])
             truth = self._truth(right[row], record)
             here = {rule: resized(answer[row], *truth.mask.shape) for rule, answer in said.items()}

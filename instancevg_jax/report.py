@@ -6,7 +6,7 @@ reader's light or dark mode.
 
 import base64
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -39,7 +39,7 @@ class Lines:
 
     title: str
     x_label: str
-    series: dict[str, Sequence[tuple[Number, Number]]]  # name -> (x, y) in order
+    series: Mapping[str, Sequence[tuple[Number, Number]]]  # name -> (x, y) in order
     note: str = ""
     mark: Number | None = None
     mark_label: str = ""
