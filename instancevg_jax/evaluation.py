@@ -59,6 +59,7 @@ def evaluate(
         num_workers=config.data.num_workers,
         shard_index=shard,
         shard_count=shards,
+        stack=source.stack,
     )
     metrics = {rule: Metrics(config.eval.task, config.eval.score_threshold) for rule in RULES}
     start = told = time.monotonic()
