@@ -122,13 +122,13 @@ def main() -> None:
         cached = replace(transform, cache=PictureCache(2**30))
         ways: dict[str, Callable[[], Iterator[Any]]] = {
             "this project, prepared": lambda: batches(
-                Prepared(folder, "custom", "train"), transform, BATCH, 0, True, None, args.cores
+                Prepared(folder, "custom", "train"), transform, BATCH, 0, True, None, args.cores, stack=transform.stack
             ),
             "the same, pictures cached": lambda: batches(
-                Prepared(folder, "custom", "train"), cached, BATCH, 0, True, None, args.cores
+                Prepared(folder, "custom", "train"), cached, BATCH, 0, True, None, args.cores, stack=cached.stack
             ),
             "this project, folder": lambda: batches(
-                Folder(training, args.images), transform, BATCH, 0, True, None, args.cores
+                Folder(training, args.images), transform, BATCH, 0, True, None, args.cores, stack=transform.stack
             ),
         }
         if importlib.util.find_spec("torch"):

@@ -12,8 +12,14 @@ from absl import flags
 from instancevg_jax.errors import InputError
 from instancevg_jax.types import Batch
 
-Transform = Callable[[Any, np.random.Generator], Batch]  # one item -> one example, without the batch dimension
+# one item -> one example, a dataclass with an `example_weight`: a Batch without the batch dimension, or what `stack` takes
+Transform = Callable[[Any, np.random.Generator], Any]
 _BATCHES_AHEAD = 2
+
+
+def stack_arrays(examples: Sequence[Batch]) -> Batch:
+    """The batch of examples that have its shapes already."""
+    return jax.tree.map(lambda *rows: np.stack(rows), *examples)
 
 
 class Source(Protocol):
@@ -35,6 +41,7 @@ def batches(
     shard_index: int = 0,
     shard_count: int = 1,
     num_processes: int = 0,
+    stack: Callable[[Sequence[Any]], Batch] = stack_arrays,
 ) -> grain.DatasetIterator[Batch]:
     """Batches of `batch_size` examples for this shard.
 
@@ -55,6 +62,7 @@ def batches(
         shard_count: how many there are, usually `jax.process_count()`.
         num_processes: > 0 adds worker processes of `num_workers` threads each, for machines where the lock is the limit;
             source and transform are then pickled, and the main module needs its `if __name__ == "__main__"`.
+        stack: makes the batch of its examples.
 
     Returns:
         An iterator of numpy `Batch`es, with `get_state()` and `set_state(state)` to go on in the middle of an epoch.
@@ -62,7 +70,9 @@ def batches(
     Raises:
         InputError: an empty source, or sizes out of range; while iterating, whatever the transform raises.
     """
-    _check(source, batch_size, num_epochs, num_workers, shard_index, shard_count)
+    _check(source, batch_size, num_epochs, num_workers, num_processes)
+    if not 0 <= shard_index < shard_count:
+        raise InputError(f"shard_index is {shard_index}; expected 0 to {shard_count - 1}, below shard_count")
     items = grain.MapDataset.source(_Weighted(source, 1.0, len(source))).seed(seed)
     if shuffle:
         items = items.shuffle()
@@ -71,7 +81,7 @@ def batches(
     if missing:
         filling = grain.MapDataset.source(_Weighted(source, 0.0, missing))
         items = grain.MapDataset.concatenate([items, filling])
-    examples = items.random_map(_Example(transform))[shard_index::shard_count].batch(batch_size, batch_fn=_stack)
+    examples = items.random_map(_Example(transform))[shard_index::shard_count].batch(batch_size, batch_fn=stack)
     reading = grain.ReadOptions(num_threads=num_workers, prefetch_buffer_size=num_workers + _BATCHES_AHEAD)
     stream = examples.to_iter_dataset(reading)
     if num_processes:
@@ -101,22 +111,16 @@ class _Example:
     def __init__(self, transform: Transform) -> None:
         self._transform = transform
 
-    def __call__(self, numbered: tuple[Any, float, int], rng: np.random.Generator) -> Batch:
+    def __call__(self, numbered: tuple[Any, float, int], rng: np.random.Generator) -> Any:
         item, weight, number = numbered
         return replace(self._transform(item, rng), example_weight=np.float32(weight), item=np.int32(number))
 
 
-def _stack(examples: Sequence[Batch]) -> Batch:
-    return jax.tree.map(lambda *rows: np.stack(rows), *examples)
-
-
-def _check(
-    source: Source, batch_size: int, num_epochs: int | None, num_workers: int, shard_index: int, shard_count: int
-) -> None:
+def _check(source: Source, batch_size: int, num_epochs: int | None, num_workers: int, num_processes: int) -> None:
     if not len(source):
         raise InputError("there is no record to load; expected at least one in the split")
     for name, value in {"batch_size": batch_size, "num_workers": num_workers, "num_epochs": num_epochs}.items():
         if value is not None and value < 1:
             raise InputError(f"{name} is {value}; expected at least 1")
-    if not 0 <= shard_index < shard_count:
-        raise InputError(f"shard_index is {shard_index}; expected 0 to {shard_count - 1}, below shard_count")
+    if num_processes < 0:
+        raise InputError(f"num_processes is {num_processes}; expected 0 (threads alone) or more")

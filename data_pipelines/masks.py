@@ -1,12 +1,13 @@
 """Polygons and run-length encodings -> masks, by pycocotools, which is what the original and COCO use."""
 
+import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import pycocotools.mask
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Int64, UInt8
 
 from data_pipelines.records import RLE, Box, Segmentation
 from instancevg_jax.errors import InputError
@@ -71,6 +72,54 @@ def resize(mask: UInt8[np.ndarray, "h w"], height: int, width: int) -> Bool[np.n
     """OpenCV's nearest neighbour. Source: `BitmapMasks.resize` of mmdet, which the original calls."""
     # transposed, because pycocotools gives columns: so OpenCV need not copy
     return cv2.resize(mask.T, (height, width), interpolation=cv2.INTER_NEAREST).T.view(bool)
+
+
+def decode_resized(rle: RLE, height: int, width: int) -> Bool[np.ndarray, "H W"]:
+    """`resize(decode(rle), height, width)`, drawn at that size alone, which is several times faster.
+
+    Every run is moved to where its pixels are among those that nearest neighbour takes. Raises InputError as `decode` does.
+    """
+    ends = np.cumsum(_run_lengths(rle))
+    column, row = np.divmod(ends, rle.height)
+    rows, columns = _axis(rle.height, height), _axis(rle.width, width)
+    at = columns.distinct_before[column]
+    there = columns.distinct_before[column + 1] > at  # else the run ends before the next column that is taken
+    moved = at * height + np.where(there, rows.before[row], 0)
+    inside = np.arange(len(ends), dtype=np.uint8) & 1
+    mask = np.repeat(inside, np.diff(moved, prepend=0)).reshape(-1, height)
+    return cv2.transpose(mask if len(mask) == width else mask[columns.copies]).view(bool)
+
+
+def _run_lengths(rle: RLE) -> Int64[np.ndarray, " runs"]:
+    """Runs of 0, 1, 0, ... down the columns. Five bits a character, lowest first; from the fourth, less the one two before."""
+    digits = np.frombuffer(rle.counts.encode(), np.uint8).astype(np.int64) - 48
+    last = digits < 32  # bit 5: the number goes on
+    first = np.flatnonzero(np.concatenate([[True], last[:-1]]))
+    place = np.arange(len(digits)) - np.repeat(first, np.diff(first, append=len(digits)))
+    if len(digits) and last[-1] and place.max() <= 6 and (digits >= 0).all():
+        runs = np.add.reduceat((digits & 31) << 5 * place, first)
+        runs -= (digits[last] >> 4) << 5 * (place[last] + 1)  # bit 4 of the last character: negative
+        runs[1::2], runs[2::2] = np.cumsum(runs[1::2]), np.cumsum(runs[2::2])
+        if runs.sum() == rle.height * rle.width and (runs >= 0).all():
+            return runs
+    raise InputError(f"the RLE does not fill a mask of {rle.width} x {rle.height}")
+
+
+class _Axis(NamedTuple):
+    """Which of `source` pixels nearest neighbour takes for `target` ones. `before[k]`: how many of those precede pixel k."""
+
+    before: Int64[np.ndarray, " source+2"]
+    distinct_before: Int64[np.ndarray, " source+2"]  # the same, each counted once however often it is taken
+    copies: Int64[np.ndarray, " target"]  # which of the distinct ones each is
+
+
+@functools.lru_cache(maxsize=4096)
+def _axis(source: int, target: int) -> _Axis:
+    ramp = np.arange(source, dtype=np.float32)[None]
+    taken = cv2.resize(ramp, (target, 1), interpolation=cv2.INTER_NEAREST)[0].astype(np.int64)
+    distinct, copies = np.unique(taken, return_inverse=True)
+    pixels = np.arange(source + 2)
+    return _Axis(np.searchsorted(taken, pixels), np.searchsorted(distinct, pixels), copies)
 
 
 def _to_coco(rle: RLE) -> dict[str, Any]:

@@ -4,9 +4,10 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 
-import cv2
 import numpy as np
 from jaxtyping import UInt8
+
+from instancevg_jax.preprocess import resize_picture
 
 Pixels = UInt8[np.ndarray, "H W 3"]
 
@@ -19,7 +20,7 @@ class PictureCache:
 
     def __init__(self, max_bytes: int) -> None:
         """`max_bytes` of pixels are kept at most."""
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._kept: OrderedDict[str, tuple[Pixels, tuple[int, int]]] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
@@ -27,21 +28,21 @@ class PictureCache:
     def get(
         self, name: str, decode: Callable[[], Pixels], height: int, width: int
     ) -> tuple[UInt8[np.ndarray, "{height} {width} 3"], tuple[int, int]]:
-        """The picture `name` resized as `prepare_picture` does it, and its own (height, width); decoded where it is new."""
+        """The picture `name` at the network's size, and its own (height, width); decoded where it is new."""
         with self._lock:
             if name in self._kept:
                 self._kept.move_to_end(name)
                 return self._kept[name]
         rgb = decode()
-        resized = cv2.resize(rgb, (width, height), interpolation=cv2.INTER_LINEAR)
-        found = np.asarray(resized), (rgb.shape[0], rgb.shape[1])
+        resized = resize_picture(rgb, height, width)
+        found = resized, (rgb.shape[0], rgb.shape[1])
         with self._lock:
             if name not in self._kept:
                 self._kept[name] = found
                 self._bytes += resized.nbytes
-            while self._bytes > self._max_bytes:
+            while self._bytes > self.max_bytes:
                 self._bytes -= self._kept.popitem(last=False)[1][0].nbytes
         return found
 
     def __reduce__(self) -> tuple[type["PictureCache"], tuple[int]]:
-        return PictureCache, (self._max_bytes,)
+        return PictureCache, (self.max_bytes,)

@@ -1,6 +1,7 @@
 """Where the loader's items come from: annotations and a folder of pictures, or a prepared data set."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from data_pipelines.records import Record, units
 from data_pipelines.referring import FAMILIES, PICTURES_SPLIT, from_example, split_name
 from data_pipelines.transforms import Choice
 from instancevg_jax.errors import InputError
+from instancevg_jax.preprocess import read_file
 
 
 class Folder:
@@ -28,10 +30,10 @@ class Folder:
         """The item `index`, for `transforms.Transform`."""
         return Choice(self.load, self._units[index])
 
-    def load(self, position: int) -> tuple[Record, Path]:
-        """A record by its position among the records, and the path of its picture."""
+    def load(self, position: int) -> tuple[Record, Callable[[], bytes]]:
+        """A record by its position among the records, and what reads its picture's file."""
         record = self._records[position]
-        return record, self._images / record.picture
+        return record, functools.partial(read_file, self._images / record.picture)
 
 
 class Prepared:
@@ -62,10 +64,13 @@ class Prepared:
         """A record by its position in the split, without its picture."""
         return from_example(self._records[position], self.split)
 
-    def load(self, position: int) -> tuple[Record, bytes]:
-        """A record by its position in the split, and its picture as the bytes of its file."""
+    def load(self, position: int) -> tuple[Record, Callable[[], bytes]]:
+        """A record by its position in the split, and what reads its picture's file."""
         example = self._records[position]
-        return from_example(example, self.split), self._pictures[example["picture"]]["bytes"]
+        return from_example(example, self.split), functools.partial(self._picture, example["picture"])
+
+    def _picture(self, index: int) -> bytes:
+        return self._pictures[index]["bytes"]
 
 
 def _open(data_dir: Path, name: str, family: str) -> Any:  # a DatasetBuilder; its annotations hide arguments

@@ -1,20 +1,23 @@
 """From the data section of a config to items and the transform that makes examples of them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import grain
 import jax
 import numpy as np
 
 from data_pipelines import loader, shapes
+from data_pipelines.augment import Jitter
 from data_pipelines.masks import decode
+from data_pipelines.picture_cache import PictureCache
 from data_pipelines.records import Record, check_protocol, select
 from data_pipelines.referring import FAMILIES
 from data_pipelines.sources import Prepared
-from data_pipelines.transforms import Choice, Transform, box_of, mask_of, truth_of
-from instancevg_jax.config import Config
+from data_pipelines.transforms import Choice, Example, Transform, box_of, mask_of, truth_of
+from instancevg_jax.config import Config, DataConfig
 from instancevg_jax.errors import InputError
 from instancevg_jax.preprocess import decode_picture
 from instancevg_jax.tokenizer import Tokenizer
@@ -58,8 +61,12 @@ class Split(Protocol):
 
     def __getitem__(self, index: int, /) -> object: ...
 
-    def transform(self, item, rng: np.random.Generator) -> Batch:
-        """An item's example, without the batch dimension."""
+    def transform(self, item, rng: np.random.Generator) -> Any:
+        """An item's example, as `stack` takes it."""
+        ...
+
+    def stack(self, examples: Sequence[Any]) -> Batch:
+        """The batch of these examples."""
         ...
 
     def group(self, record: int) -> int:
@@ -112,6 +119,10 @@ class ShapesSplit:
         example = self._dataset_of(item)[self._index_of(item)]
         batch = shapes.make_batch([example], self.tokenizer, self.max_tokens, self.max_targets)
         return jax.tree.map(lambda x: x[0], batch)
+
+    def stack(self, examples: Sequence[Batch]) -> Batch:
+        """The examples are padded already."""
+        return loader.stack_arrays(examples)
 
     def group(self, record: int) -> int:
         """These records are in no groups."""
@@ -170,9 +181,13 @@ class ReferringSplit:
     def __getitem__(self, index: int, /) -> Choice:
         return self.source[index]
 
-    def transform(self, item: Choice, rng: np.random.Generator) -> Batch:
+    def transform(self, item: Choice, rng: np.random.Generator) -> Example:
         """Read, resize, tokenize: see `Transform`."""
         return self.make(item, rng)
+
+    def stack(self, examples: Sequence[Example]) -> Batch:
+        """Normalize and pad."""
+        return self.make.stack(examples)
 
     @cached_property
     def _groups(self) -> dict[str, int]:
@@ -207,13 +222,13 @@ class ReferringSplit:
 
     def show(self, record: int) -> Shown:
         """The record with its picture at its own size."""
-        about, data = self.source.load(self.source[record].positions[0])
+        about, read = self.source.load(self.source[record].positions[0])
         height, width = about.height, about.width
         objects, _ = select(about, self.make.protocol)
         masks = [decode(mask_of(thing, height, width)).astype(bool) for thing in objects]
         boxes = [box_of(thing, height, width) for thing in objects]
         return Shown(
-            decode_picture(data, about.picture),
+            decode_picture(read(), about.picture),
             about.expressions[0],
             np.array(boxes, np.float32).reshape(-1, 4),
             np.array(masks, bool).reshape(-1, height, width),
@@ -244,23 +259,46 @@ def open_split(config: Config, split: str, tokenizer: Tokenizer, *, length: int 
     if data.name not in FAMILIES:
         raise InputError(f"data.name is {data.name!r}; expected 'shapes' or one of {', '.join(FAMILIES)}")
     source = Prepared(data.data_dir, data.name, split)
-    make = Transform(tokenizer, height, width, model.max_tokens, data.max_targets, protocol)
+    make = Transform(tokenizer, height, width, model.max_tokens, data.max_targets, protocol, cache=_cache(data))
     return ReferringSplit(source, make, min(length or len(source), len(source)))
+
+
+def _cache(data: DataConfig) -> PictureCache | None:
+    """One process's share of the cache."""
+    if data.picture_cache_mb < 0:
+        raise InputError(f"data.picture_cache_mb is {data.picture_cache_mb}; expected 0 (none) or more")
+    return PictureCache(data.picture_cache_mb * 10**6 // max(data.num_processes, 1)) if data.picture_cache_mb else None
+
+
+def _jitter(data: DataConfig) -> Jitter:
+    smallest, largest = data.jitter_scales
+    if not 0 < smallest <= largest:
+        raise InputError(f"data.jitter_scales is {data.jitter_scales}; expected two numbers, 0 < smallest <= largest")
+    if not 0 <= data.jitter_flip <= 1:
+        raise InputError(f"data.jitter_flip is {data.jitter_flip}; expected a probability from 0 to 1")
+    return Jitter(smallest, largest, data.jitter_flip)
 
 
 def train_batches(config: Config, tokenizer: Tokenizer) -> grain.DatasetIterator[Batch]:
     """This process's share of every global training batch, without end; has `get_state` and `set_state`."""
-    source = open_split(config, config.data.train_split, tokenizer)
+    data = config.data
+    source = open_split(config, data.train_split, tokenizer)
     if isinstance(source, ShapesSplit):
-        source = replace(source, curriculum=config.data.shapes_curriculum, emphasis=config.data.shapes_emphasis)
+        source = replace(source, curriculum=data.shapes_curriculum, emphasis=data.shapes_emphasis)
+    if data.jitter:
+        if not isinstance(source, ReferringSplit):
+            raise InputError(f"data.jitter is on; the {data.name!r} data is drawn and has no jitter")
+        source = replace(source, make=replace(source.make, jitter=_jitter(data)))
     return loader.batches(
         source,
         source.transform,
         batch_size=config.train.batch_size // jax.process_count(),
         seed=config.train.seed,
-        shuffle=config.data.name != "shapes",
+        shuffle=data.name != "shapes",
         num_epochs=None,
-        num_workers=config.data.num_workers,
+        num_workers=data.num_workers,
         shard_index=jax.process_index(),
         shard_count=jax.process_count(),
+        num_processes=data.num_processes,
+        stack=source.stack,
     )

@@ -5,18 +5,17 @@ Source: datasets/pipelines/loading.py and transforms.py (`Resize`, `Normalize`) 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float32, Float64, UInt8
+from jaxtyping import Bool, Float32, Float64, Int32, UInt8
 
 from data_pipelines import masks
 from data_pipelines.augment import Jitter, Window, cut_boxes, cut_mask, cut_picture
 from data_pipelines.picture_cache import PictureCache
 from data_pipelines.records import RLE, Box, Instance, Protocol, Record, Segmentation, select
 from instancevg_jax.errors import InputError
-from instancevg_jax.preprocess import clean_expression, decode_picture, load_picture, prepare_picture
+from instancevg_jax.preprocess import clean_expression, decode_picture, normalize, resize_picture
 from instancevg_jax.tokenizer import Tokenizer
 from instancevg_jax.types import Batch, Targets
 
@@ -24,8 +23,24 @@ from instancevg_jax.types import Batch, Targets
 class Choice(NamedTuple):
     """Alternatives, one of which is drawn and read."""
 
-    load: Callable[[int], tuple[Record, bytes | Path]]  # a position -> its record, and its picture's bytes or path
+    load: Callable[
+        [int], tuple[Record, Callable[[], bytes]]
+    ]  # a position -> its record, and what reads its picture's file
     positions: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One example as small as it is: `Transform.stack` normalizes and pads a whole batch of them in place."""
+
+    pixels: UInt8[np.ndarray, "H W 3"]  # RGB, at the network's size
+    token_ids: Int32[np.ndarray, " L"]
+    token_mask: Bool[np.ndarray, " L"]
+    boxes: Float32[np.ndarray, "N 4"]  # cxcywh in [0, 1]
+    masks: Sequence[Bool[np.ndarray, "H W"]]  # N of them
+    mask: Bool[np.ndarray, "H W"]
+    example_weight: float = 1.0
+    item: int = -1  # the loader knows it
 
 
 @dataclass(frozen=True)
@@ -45,15 +60,19 @@ class Transform:
     jitter: Jitter | None = None
     cache: PictureCache | None = None  # of no use with `jitter`, which needs whole pictures
 
-    def __call__(self, choice: Choice, rng: np.random.Generator) -> Batch:
-        """One example, without the batch dimension; `example_weight` is 1 and `item` -1: the loader knows both."""
-        record, picture = choice.load(choice.positions[int(rng.integers(len(choice.positions)))])
+    def __call__(self, choice: Choice, rng: np.random.Generator) -> Example:
+        """One example."""
+        record, read = choice.load(choice.positions[int(rng.integers(len(choice.positions)))])
         expression = record.expressions[int(rng.integers(len(record.expressions)))]
+
+        def decode() -> UInt8[np.ndarray, "h w 3"]:
+            return decode_picture(read(), record.picture)
+
         try:
             if self.cache and not self.jitter:
-                pixels, size = self.cache.get(record.picture, lambda: _decode(picture, record), self.height, self.width)
+                pixels, size = self.cache.get(record.picture, decode, self.height, self.width)
                 return self._example(record, expression, pixels, size, None)
-            rgb = _decode(picture, record)
+            rgb = decode()
             window = self.jitter.draw(record, expression, rgb.shape[:2], rng) if self.jitter else None
             return self.example(record, expression, rgb, window)
         except InputError as error:
@@ -61,47 +80,63 @@ class Transform:
 
     def example(
         self, record: Record, expression: str, rgb: UInt8[np.ndarray, "h w 3"], window: Window | None = None
-    ) -> Batch:
+    ) -> Example:
         """The example of one expression of a record, whose picture is `rgb`; of a part of it where `window` is given."""
-        pixels = cut_picture(rgb, window) if window else rgb
+        pixels = resize_picture(cut_picture(rgb, window) if window else rgb, self.height, self.width)
         return self._example(record, expression, pixels, rgb.shape[:2], window)
+
+    def stack(self, examples: Sequence[Example]) -> Batch:
+        """The batch of these examples, each with T = `max_targets` rows of targets."""
+        size, targets = (self.height, self.width), self.max_targets
+        images = np.empty((len(examples), *size, 3), np.float32)
+        boxes = np.zeros((len(examples), targets, 4), np.float32)
+        parts = np.zeros((len(examples), targets, *size), bool)
+        for row, example in enumerate(examples):
+            normalize(example.pixels, images[row])
+            boxes[row, : len(example.boxes)] = example.boxes
+            for i, mask in enumerate(example.masks):
+                parts[row, i] = mask
+        counts = np.array([len(example.boxes) for example in examples])
+        return Batch(
+            images=images,
+            token_ids=np.stack([example.token_ids for example in examples]),
+            token_mask=np.stack([example.token_mask for example in examples]),
+            targets=Targets(
+                boxes=boxes,
+                valid=np.arange(targets) < counts[:, None],
+                masks=parts,
+                mask=np.stack([example.mask for example in examples]),
+            ),
+            example_weight=np.array([example.example_weight for example in examples], np.float32),
+            item=np.array([example.item for example in examples], np.int32),
+        )
 
     def _example(
         self, record: Record, expression: str, pixels: np.ndarray, size: tuple[int, int], window: Window | None
-    ) -> Batch:
-        """`pixels`: what is shown, still to be resized; `size`: (height, width) of the record's picture."""
+    ) -> Example:
+        """`pixels`: at the network's size; `size`: (height, width) of the record's picture."""
         height, width = size
         if (record.height, record.width) not in ((height, width), (0, 0)):
             stated = f"{record.width} x {record.height}"
             raise InputError(f"the annotations state {stated} pixels; the picture has {width} x {height}")
         token_ids, token_mask = self.tokenizer.encode(clean_expression(expression), self.max_tokens)
-        return Batch(
-            images=prepare_picture(pixels, self.height, self.width),
-            token_ids=token_ids,
-            token_mask=token_mask,
-            targets=self.targets(record, height, width, window),
-            example_weight=np.float32(1),
-            item=np.int32(-1),
-        )
+        return Example(pixels, token_ids, token_mask, *self.targets(record, height, width, window))
 
-    def targets(self, record: Record, height: int, width: int, window: Window | None = None) -> Targets:
-        """Boxes and masks of a record whose picture has this size, resized and padded to T = `max_targets`."""
+    def targets(
+        self, record: Record, height: int, width: int, window: Window | None = None
+    ) -> tuple[Float32[np.ndarray, "N 4"], list[Bool[np.ndarray, "H W"]], Bool[np.ndarray, "H W"]]:
+        """Boxes, masks and merged mask at the network's size, of a record whose picture has this size."""
         objects, merged = select(record, self.protocol)
         if len(objects) > self.max_targets:
             raise InputError(f"it has {len(objects)} objects; expected at most max_targets = {self.max_targets}")
-        valid = np.arange(self.max_targets) < len(objects)
-        boxes = np.zeros((self.max_targets, 4), np.float32)
-        parts = np.zeros((self.max_targets, self.height, self.width), bool)
-        for i, instance in enumerate(objects):
-            parts[i] = self._mask(mask_of(instance, height, width), window)
-        if objects:
-            xyxy = np.array([box_of(instance, height, width) for instance in objects], np.float64)
-            boxes[: len(objects)] = self._boxes(xyxy, height, width, window)
+        parts = [self._mask(mask_of(instance, height, width), window) for instance in objects]
+        xyxy = np.array([box_of(instance, height, width) for instance in objects], np.float64).reshape(-1, 4)
+        boxes = self._boxes(xyxy, height, width, window)
         if [i.segmentation for i in objects] == list(merged):
-            whole = parts.any(axis=0)
-        else:
-            whole = self._merged(objects, merged, height, width, window)
-        return Targets(boxes=boxes, valid=valid, masks=parts, mask=whole)
+            return boxes, parts, self._union(parts)
+        # not the objects' own masks: the official stop, or objects that have only a box
+        rles = merged_rles(objects, merged, height, width)
+        return boxes, parts, self._union([self._mask(rle, window) for rle in rles])
 
     def _boxes(
         self, xyxy: Float64[np.ndarray, "N 4"], height: int, width: int, window: Window | None
@@ -112,21 +147,14 @@ class Transform:
         return to_cxcywh(scale_boxes(xyxy, (height, width), (self.height, self.width)), self.height, self.width)
 
     def _mask(self, rle: RLE, window: Window | None) -> Bool[np.ndarray, "H W"]:
-        mask = masks.decode(rle)
-        return masks.resize(cut_mask(mask, window) if window else mask, self.height, self.width)
+        if window:
+            return masks.resize(cut_mask(masks.decode(rle), window), self.height, self.width)
+        return masks.decode_resized(rle, self.height, self.width)
 
-    def _merged(
-        self,
-        objects: tuple[Instance, ...],
-        merged: tuple[Segmentation, ...],
-        height: int,
-        width: int,
-        window: Window | None,
-    ) -> Bool[np.ndarray, "H W"]:
-        """The union where it is not the objects' own masks: the official stop, or objects that have only a box."""
+    def _union(self, parts: Sequence[Bool[np.ndarray, "H W"]]) -> Bool[np.ndarray, "H W"]:
         whole = np.zeros((self.height, self.width), bool)
-        for rle in merged_rles(objects, merged, height, width):
-            whole |= self._mask(rle, window)
+        for part in parts:
+            whole |= part
         return whole
 
 
@@ -148,10 +176,6 @@ def merged_rles(objects: Sequence[Instance], merged: Sequence[Segmentation], hei
     """The masks whose union is the merged mask: `merged`, and the filled boxes of objects that have only a box."""
     rles = [masks.to_rle(s, height, width) for s in merged]
     return rles + [mask_of(i, height, width) for i in objects if not i.segmentation]
-
-
-def _decode(picture: bytes | Path, record: Record) -> UInt8[np.ndarray, "h w 3"]:
-    return load_picture(picture) if isinstance(picture, Path) else decode_picture(picture, record.picture)
 
 
 def mask_of(instance: Instance, height: int, width: int) -> RLE:

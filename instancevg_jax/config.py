@@ -78,7 +78,12 @@ class DataConfig:
     train_split: str = "train"
     eval_splits: tuple[str, ...] = ("val",)
     max_targets: int = 10  # T
-    num_workers: int = 2
+    num_workers: int = 2  # threads, each at work on a batch
+    num_processes: int = 0  # of training: so many processes of num_workers threads each; 0: threads of this one
+    picture_cache_mb: int = 6144  # decoded pictures kept in memory, over all processes; 0: none. Not used with jitter
+    jitter: bool = False  # large-scale jitter of training pictures, which leaves alone what a sentence speaks of
+    jitter_scales: tuple[float, float] = (0.3, 1.4)  # below 1 the picture shrinks, above 1 a part of it is cut out
+    jitter_flip: float = 0.5  # probability of mirroring with jitter
     shapes_level: str = "basic"  # "basic" or "full"
     shapes_curriculum: int = 0  # > 0: so many training examples are "basic", then every second one is of shapes_level
     shapes_emphasis: bool = False  # every second training sentence names a shape and no colour: the harder words

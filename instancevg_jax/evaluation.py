@@ -91,6 +91,7 @@ class Evaluator:
             num_workers=config.data.num_workers,
             shard_index=shard,
             shard_count=shards,
+            stack=source.stack,
         )
         start = told = time.monotonic()
         for number, batch in enumerate(batches):

@@ -70,7 +70,7 @@ def load_picture(source: Picture) -> UInt8[np.ndarray, "H W 3"]:
         return _from_array(source, "the picture")
     if isinstance(source, Image.Image):
         return _from_pil(source, "the picture")
-    return decode_picture(_read(Path(source)), str(source))
+    return decode_picture(read_file(Path(source)), str(source))
 
 
 def prepare_picture(
@@ -80,11 +80,21 @@ def prepare_picture(
 
     OpenCV's bilinear, which does not antialias: what the original was trained with. (PIL's bilinear antialiases.)
     """
-    resized = cv2.resize(rgb, (width, height), interpolation=cv2.INTER_LINEAR)
-    return cv2.LUT(resized, _NORMALIZED)
+    return normalize(resize_picture(rgb, height, width))
 
 
-def _read(path: Path) -> bytes:
+def resize_picture(rgb: UInt8[np.ndarray, "H W 3"], height: int, width: int) -> UInt8[np.ndarray, "{height} {width} 3"]:
+    """The first half of `prepare_picture`."""
+    return cv2.resize(rgb, (width, height), interpolation=cv2.INTER_LINEAR)
+
+
+def normalize(rgb: UInt8[np.ndarray, "H W 3"], out: np.ndarray | None = None) -> Float32[np.ndarray, "H W 3"]:
+    """The second half of `prepare_picture`; written into `out`, [H, W, 3] float32, where that is given."""
+    return cv2.LUT(rgb, _NORMALIZED, dst=out)
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a picture's file. Raises InputError where it is missing, empty or no file."""
     if not path.exists():
         raise InputError(f"{path}: no such file; expected a picture")
     if path.is_dir():
@@ -119,12 +129,12 @@ def decode_picture(data: bytes, name: str) -> UInt8[np.ndarray, "H W 3"]:
 
 def _decode_opencv(data: bytes, name: str) -> UInt8[np.ndarray, "H W 3"]:
     try:
-        bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        rgb = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
     except cv2.error as error:
         raise InputError(f"{name}: the picture cannot be decoded ({error.err})") from error
-    if bgr is None:
+    if rgb is None:
         raise InputError(f"{name}: the picture cannot be decoded; expected JPEG, PNG, WebP, TIFF, BMP or GIF")
-    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+    return np.asarray(rgb)
 
 
 def _from_pil(image: Image.Image, name: str) -> UInt8[np.ndarray, "H W 3"]:

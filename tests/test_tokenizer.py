@@ -1,5 +1,7 @@
 """Token ids against the original's (F8) and, where transformers is installed, its tokenizer on real text."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -106,13 +108,27 @@ def test_a_foreign_sentencepiece_model_is_refused(tmp_path):
         Tokenizer.from_file(prefix + ".model")
 
 
-def test_real_expressions_equal_transformers():
-    """Every distinct expression of the RefCOCO validation and test sets, by the genuine (cut) model."""
+def assert_as_transformers(model: Path, lines: list[str]) -> None:
+    """The ids of each line, cleaned, are those of transformers' tokenizer."""
     transformers = pytest.importorskip("transformers")
-    model = oracle.data("tokenizer/beit3_truncated.spm")
     theirs, ours = transformers.XLMRobertaTokenizer(str(model)), Tokenizer.from_file(model)
-    for line in oracle.data("expressions.txt").read_text().splitlines():
+    assert len(theirs) == ours.vocab_size
+    for line in lines:
         text = clean_expression(line)
         expected = theirs.convert_tokens_to_ids(theirs.tokenize(text))[:48]
         ids, real = ours.encode(text, 50)
         assert ids[real].tolist() == [0, *expected, 2], line
+
+
+def test_fixture_strings_equal_transformers(tmp_path):
+    """The strings of F8, unicode and odd white space among them, by its model."""
+    fixture = oracle.fixture("f8_tokenizer")
+    (tmp_path / "f8.spm").write_bytes(fixture["spm_model_bytes"].tobytes())
+    assert_as_transformers(tmp_path / "f8.spm", [str(text) for text in fixture["strings"] if str(text) != "-"])
+
+
+def test_real_expressions_equal_transformers():
+    """Every distinct expression of the RefCOCO validation and test sets, by the genuine (cut) model."""
+    lines = oracle.data("expressions.txt").read_text().splitlines()
+    assert len(lines) == 33_869
+    assert_as_transformers(oracle.data("tokenizer/beit3_truncated.spm"), lines)

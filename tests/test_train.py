@@ -5,7 +5,11 @@ import subprocess
 import sys
 
 import pytest
+from flax import nnx
 
+from convert import __main__ as convert
+from convert import export
+from data_pipelines.shapes import TOKENIZER_PATH
 from instancevg_jax import evaluate, predict, train
 from instancevg_jax.checkpoint import load_model
 from instancevg_jax.errors import InputError
@@ -29,7 +33,19 @@ SMALL = [
 ]
 
 
-def test_train_resume_evaluate_predict(tmp_path, capsys):
+def exported_and_back_is_exact(checkpoint, tmp_path, monkeypatch):
+    """What was trained here goes to the original's layout and comes back, bit for bit."""
+    converted, source = tmp_path / "converted", tmp_path / "trained.pth"
+    options = ["--config", str(checkpoint / "config.json"), "--tokenizer", str(TOKENIZER_PATH)]
+    for words in (["export", str(checkpoint), str(source)], ["instancevg", str(source), str(converted), *options]):
+        monkeypatch.setattr(sys, "argv", ["convert", *words])
+        convert.main()
+    ours, theirs = (export.flatten(nnx.state(load_model(path)[0])) for path in (checkpoint, converted))
+    assert ours.keys() == theirs.keys()
+    assert all((ours[path][...] == theirs[path][...]).all() for path in ours)
+
+
+def test_train_resume_evaluate_predict(tmp_path, capsys, monkeypatch):
     """Six steps at once and four, stopped, and two more leave the same parameters; the result can be measured and asked."""
     steps = ["--config.train.log_every=2", "--config.train.checkpoint_every=2", "--config.optim.warmup_steps=2"]
     cosine = [*SMALL, *steps, "--config.optim.schedule=step"]
@@ -55,6 +71,8 @@ def test_train_resume_evaluate_predict(tmp_path, capsys):
     report = (output / "report.html").read_text()
     assert "always none" in report
     assert "language only" in report
+
+    exported_and_back_is_exact(checkpoint, tmp_path, monkeypatch)
 
     command = [sys.executable, "-m", "data_pipelines.draw_shapes", "--output", str(tmp_path / "scene.png")]
     sentence = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()

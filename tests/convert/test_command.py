@@ -1,20 +1,23 @@
 """The commands, in the process: official layouts in, checkpoint directories out, and back."""
 
 import dataclasses
+import hashlib
 import json
 import sys
 
 import numpy as np
 import pytest
+from flax import nnx
 
 from convert import __main__ as command
-from convert import export, torch_reader, torch_writer
+from convert import beit3, export, torch_reader, torch_writer
 from convert.instancevg import TABLE
 from convert.rules import Ignore, classify
 from instancevg_jax import config as configs
-from instancevg_jax.checkpoint import load_model, load_provenance, load_tokenizer
+from instancevg_jax.checkpoint import load_model, load_pretrained, load_provenance, load_tokenizer
 from instancevg_jax.config import Config
 from instancevg_jax.errors import InputError, run_command
+from instancevg_jax.models.instancevg import InstanceVG
 from tests import oracle
 
 OFFICIAL = {
@@ -118,6 +121,49 @@ def test_beit3_becomes_a_backbone(tmp_path, monkeypatch, options, capsys):
     assert (provenance["converted_from"], provenance["source"]) == ("beit3", "beit3.zip")
     with pytest.raises(InputError, match="are not stored"):
         load_model(tmp_path / "dir")
+
+
+@pytest.mark.parametrize("side", [24, 30])  # pictures of 384 and 480
+@pytest.mark.parametrize("size", [(64, 64), (48, 96)])
+def test_fine_tuned_beit3_of_any_size_becomes_a_backbone(tmp_path, monkeypatch, capsys, side, size):
+    """A retrieval or question answering file: another position table, its task's heads, half precision."""
+    state = beit3_state()
+    table = np.random.default_rng(side).standard_normal((3 + side * side, 64)).astype(np.float16)
+    state["beit3.encoder.embed_positions.A.weight"] = table
+    heads = ("vision_head.weight", "language_head.weight", "pooler.norm.weight", "head.0.weight", "logit_scale")
+    state |= {key: np.ones((2, 2), np.float16) for key in heads}
+    torch_writer.write_checkpoint(tmp_path / "beit3.pth", state, wrapper="model")
+    config = Config(model=dataclasses.replace(configs.tiny(), image_height=size[0], image_width=size[1]))
+    (tmp_path / "config.json").write_text(configs.to_json(config))
+    options = ["--config", tmp_path / "config.json", "--tokenizer", oracle.path("fixtures/tiny_beit3.spm")]
+    run(monkeypatch, "beit3", tmp_path / "beit3.pth", tmp_path / "dir", *options)
+    assert "left out: heads of fine-tuning tasks      5" in capsys.readouterr().out
+    model = InstanceVG(config.model, rngs=nnx.Rngs(0))
+    load_pretrained(model, tmp_path / "dir")
+    expected = beit3.resize_positions(table.astype(np.float32), (size[0] // 16, size[1] // 16))
+    assert np.array_equal(model.backbone.vision_positions[...], expected)
+    patches = state["beit3.vision_embed.proj.weight"].astype(np.float32)
+    assert np.array_equal(model.backbone.patch_embed.kernel[...], patches.transpose(2, 3, 1, 0).reshape(-1, 64))
+
+
+def test_model_card_says_what_it_is(tmp_path, monkeypatch, options):
+    torch_writer.write_checkpoint(tmp_path / "InstanceVG-tiny.pth", oracle.state("tiny"))
+    run(monkeypatch, "instancevg", tmp_path / "InstanceVG-tiny.pth", tmp_path / "dir", *options)
+    card = (tmp_path / "dir" / "README.md").read_text()
+    digest = hashlib.sha256((tmp_path / "InstanceVG-tiny.pth").read_bytes()).hexdigest()
+    for words in (
+        "# InstanceVG",
+        f"`InstanceVG-tiny.pth` (sha256 {digest})",
+        "64 x 64",
+        "Predictor",
+        "under their licence",
+    ):
+        assert words in card
+    torch_writer.write_checkpoint(tmp_path / "beit3.zip", beit3_state(), wrapper="model")
+    run(monkeypatch, "beit3", tmp_path / "beit3.zip", tmp_path / "backbone", *options)
+    card = (tmp_path / "backbone" / "README.md").read_text()
+    assert "# BEiT-3, the backbone" in card
+    assert "--config.model.pretrained=THIS_DIRECTORY" in card
 
 
 def test_problems_are_listed_and_nothing_is_written(tmp_path, monkeypatch, options, capsys):

@@ -1,4 +1,4 @@
-"""Files of real torch, as the original's training saves them -> the command -> the original's outputs (F3)."""
+"""Files of real torch, in the official layouts -> the command -> the original's outputs (F3), or every weight in its place."""
 
 import sys
 
@@ -8,9 +8,11 @@ import pytest
 from flax import nnx
 
 from convert import __main__ as command
+from convert import beit3, export, rules
 from instancevg_jax import config as configs
-from instancevg_jax.checkpoint import load_model
-from instancevg_jax.config import Config
+from instancevg_jax.checkpoint import load_model, load_pretrained
+from instancevg_jax.config import Config, base, large
+from instancevg_jax.models.instancevg import InstanceVG
 from tests import oracle
 from tests.parity import models
 from tests.parity.test_model import INPUTS
@@ -55,3 +57,26 @@ def test_converted_model_gives_the_originals_outputs(name, tmp_path, monkeypatch
     models.assert_close(outputs.mask_logits[..., ::step, ::step], expected[f"pred_mask{suffix}"], 1e-4, "pred_mask")
     whole = outputs.global_mask_logits[:, None, ::step, ::step]
     models.assert_close(whole, expected[f"pred_global_mask{suffix}"], 1e-4, "pred_global_mask")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "model_config"), [("base", base()), ("large", large())])
+def test_beit3_of_full_size_fills_the_backbone(name, model_config, tmp_path, monkeypatch):
+    """The official pretraining layout at 224 pixels; every weight arrives, only the position table is resized."""
+    torch = pytest.importorskip("torch")
+    manifest = oracle.manifest(f"beit3_{name}_patch16_224")["state_dict"]
+    state = oracle.recipe().make_state(manifest, oracle.SEED)
+    torch.save({"model": {key: torch.from_numpy(value) for key, value in state.items()}}, tmp_path / "beit3.zip")
+    (tmp_path / "config.json").write_text(configs.to_json(Config(model=model_config)))
+    words = ["convert", "beit3", tmp_path / "beit3.zip", tmp_path / "dir", "--config", tmp_path / "config.json"]
+    words += ["--tokenizer", oracle.path("fixtures/tiny_beit3.spm")]
+    monkeypatch.setattr(sys, "argv", [str(word) for word in words])
+    command.main()
+    model = nnx.eval_shape(lambda: InstanceVG(model_config, rngs=nnx.Rngs(0)))
+    load_pretrained(model, tmp_path / "dir")
+    state[beit3.POSITIONS] = beit3.resize_positions(state[beit3.POSITIONS], (20, 20))
+    leaves = {p: leaf for p, leaf in export.flatten(nnx.state(model)).items() if p.startswith(command.BACKBONE)}
+    found = rules.plan(state, beit3.TABLE, {path: leaf.shape for path, leaf in leaves.items()})
+    assert not found.problems()
+    for path, (key, rule) in found.assigned.items():
+        assert np.array_equal(leaves[path], rules.FORWARD[rule.transform](state[key])), key

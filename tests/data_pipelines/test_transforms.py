@@ -1,22 +1,26 @@
 """Examples equal the original's loaders (F8): ids and masks bit for bit, boxes exactly, pictures to 1e-6."""
 
+import functools
 import json
 import pickle
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import jax
 import numpy as np
+import pycocotools.mask
 import pytest
 
 from data_pipelines import annotations, masks
 from data_pipelines.augment import Jitter, Window, cut_boxes, cut_mask, cut_picture
 from data_pipelines.picture_cache import PictureCache
 from data_pipelines.records import RLE, Instance, Record, select
-from data_pipelines.transforms import Choice, Transform, box_of, clip_boxes, scale_boxes
+from data_pipelines.transforms import Choice, Example, Transform, box_of, clip_boxes, scale_boxes
 from instancevg_jax.errors import InputError
 from instancevg_jax.tokenizer import Tokenizer
+from instancevg_jax.types import Batch
 from tests import oracle
 
 SIZES = {1: (48, 80), 2: (101, 61), 3: (64, 64), 4: (37, 90)}
@@ -31,6 +35,11 @@ def tokenizer() -> Tokenizer:
 
 def transform_of(tokenizer: Tokenizer, size: int = 64, max_tokens: int = 50, **options) -> Transform:
     return Transform(tokenizer, size, size, max_tokens, options.pop("max_targets", 4), **options)
+
+
+def batched(transform: Transform, example: Example) -> Batch:
+    """The example as a batch has it, padded and normalized, without the batch dimension."""
+    return jax.tree.map(lambda x: x[0], transform.stack([example]))
 
 
 def fixture_records(tmp_path: Path, family: str) -> list[Record]:
@@ -58,7 +67,7 @@ def test_examples_equal_the_originals(tmp_path: Path, tokenizer: Tokenizer, fami
     assert len(records) == COUNTS[family]
     for i, record in enumerate(records):
         expected = {k.split("_", 1)[1]: v for k, v in fixture.items() if k.startswith(f"{family}::{i}_")}
-        example = transform.example(record, record.expressions[0], fixture_picture(record))
+        example = batched(transform, transform.example(record, record.expressions[0], fixture_picture(record)))
         if "img" in expected:
             step = size // expected["img"].shape[-1]
             ours = example.images[::step, ::step]
@@ -97,6 +106,34 @@ def test_polygons_are_drawn_as_the_originals_bit_for_bit():
     np.testing.assert_array_equal(stored.astype(bool), unpack(fixture["rle_bits"], 48, 80))
 
 
+def drawn_masks() -> Iterator[np.ndarray]:
+    """Masks of all sizes and kinds: empty, full, noise, a region at any edge."""
+    rng = np.random.default_rng(0)
+    for trial in range(60):
+        height, width = (int(n) for n in rng.integers(1, 90, 2))
+        noise = (rng.random((height, width)) < rng.random()).astype(np.uint8)
+        region = np.zeros_like(noise)
+        top, left = int(rng.integers(height)), int(rng.integers(width))
+        region[top : top + 30, left : left + 30] = 1
+        yield (noise, region, np.zeros_like(noise), np.ones_like(noise))[trial % 4]
+
+
+def test_a_mask_drawn_at_another_size_equals_the_whole_one_resized():
+    rng = np.random.default_rng(1)
+    for mask in drawn_masks():
+        rle = masks._from_coco(pycocotools.mask.encode(np.asfortranarray(mask)))
+        for height, width in [mask.shape, (32, 32), *rng.integers(1, 120, (4, 2)).tolist()]:
+            ours = masks.decode_resized(rle, height, width)
+            np.testing.assert_array_equal(ours, masks.resize(masks.decode(rle), height, width))
+            assert ours.flags.c_contiguous
+
+
+@pytest.mark.parametrize("counts", ["", "0", "P", "PPPPPPPPPPPPPPPP2", "04", "02o", "2222", "n4", "ee2Wf", "é"])
+def test_an_rle_that_does_not_fill_its_size_is_refused_at_any_size(counts: str):
+    with pytest.raises(InputError, match="the RLE does not fill a mask of 3 x 2"):
+        masks.decode_resized(RLE(2, 3, counts), 4, 4)
+
+
 def record_of(*instances: Instance, expressions: tuple[str, ...] = ("a dog",)) -> Record:
     return Record("r", "a.jpg", 20, 10, expressions, instances, "train")
 
@@ -116,7 +153,8 @@ def test_protocols_differ_after_a_null():
 
 def test_strict_takes_a_lone_box_or_mask(tokenizer: Tokenizer):
     record = record_of(Instance((2, 2, 8, 8), None), Instance(None, [[10.0, 2.0, 16.0, 2.0, 16.0, 8.0, 10.0, 8.0]]))
-    targets = transform_of(tokenizer, 20, protocol="strict").targets(record, 10, 20)
+    transform = transform_of(tokenizer, 20, protocol="strict")
+    targets = batched(transform, transform.example(record, "a dog", np.zeros((10, 20, 3), np.uint8))).targets
     assert targets.valid.tolist() == [True, True, False, False]
     np.testing.assert_allclose(targets.boxes[:2], [[0.25, 0.5, 0.3, 0.6], [0.65, 0.5, 0.3, 0.6]], atol=1e-6)
     assert targets.masks.sum(axis=(1, 2)).tolist() == [72, 72, 0, 0]
@@ -125,7 +163,7 @@ def test_strict_takes_a_lone_box_or_mask(tokenizer: Tokenizer):
 
 def test_more_objects_than_targets_is_an_error(tokenizer: Tokenizer):
     record = record_of(*[Instance((2, 2, 8, 8), SQUARE)] * 5)
-    choice = Choice(lambda position: (record, fixture_jpeg()), [0])
+    choice = Choice(lambda position: (record, fixture_jpeg), [0])
     with pytest.raises(InputError, match=r"record r \(a.jpg\): it has 5 objects; expected at most max_targets = 4"):
         transform_of(tokenizer)(choice, np.random.default_rng(0))
 
@@ -141,7 +179,7 @@ def fixture_jpeg(shade: int = 90) -> bytes:
 
 def test_expressions_and_alternatives_are_all_drawn(tokenizer: Tokenizer):
     records = [record_of(expressions=("red", "blue")), record_of(expressions=("a dog",))]
-    choice = Choice(lambda position: (records[position], fixture_jpeg()), range(2))
+    choice = Choice(lambda position: (records[position], fixture_jpeg), range(2))
     transform, rng = transform_of(tokenizer), np.random.default_rng(0)
     drawn = {tuple(transform(choice, rng).token_ids.tolist()) for _ in range(40)}
     assert drawn == {tuple(tokenizer.encode(text, 50)[0].tolist()) for text in ("red", "blue", "a dog")}
@@ -181,10 +219,10 @@ def test_jitter_keeps_sentences_true():
 
 def test_jittered_examples_keep_their_shapes(tokenizer: Tokenizer):
     record = record_of(Instance((2, 2, 8, 8), SQUARE), expressions=("a red dog",))
-    choice = Choice(lambda position: (record, fixture_jpeg()), [0])
+    choice = Choice(lambda position: (record, fixture_jpeg), [0])
     transform, rng = transform_of(tokenizer, 32, jitter=Jitter()), np.random.default_rng(1)
     for _ in range(20):
-        targets = transform(choice, rng).targets
+        targets = batched(transform, transform(choice, rng)).targets
         assert targets.masks.shape == (4, 32, 32)
         assert targets.mask.any()
         cx, cy, w, h = targets.boxes[0]
@@ -197,13 +235,17 @@ def test_jittered_examples_keep_their_shapes(tokenizer: Tokenizer):
 
 def test_a_cached_picture_gives_the_same_example_and_is_decoded_once(tokenizer: Tokenizer):
     loads = [
-        (replace(record_of(Instance((2, 2, 8, 8), SQUARE)), picture=f"{i}.jpg"), fixture_jpeg(30 * i)) for i in range(3)
+        (
+            replace(record_of(Instance((2, 2, 8, 8), SQUARE)), picture=f"{i}.jpg"),
+            functools.partial(fixture_jpeg, 30 * i),
+        )
+        for i in range(3)
     ]
     plain = transform_of(tokenizer, 32)
     cached = replace(plain, cache=PictureCache(2 * 32 * 32 * 3))
     for i in (0, 1, 0, 1, 2, 0):
         choice = Choice(lambda position, i=i: loads[i], [0])
-        ours, theirs = (t(choice, np.random.default_rng(0)) for t in (cached, plain))
+        ours, theirs = (batched(t, t(choice, np.random.default_rng(0))) for t in (cached, plain))
         jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
     def decode() -> np.ndarray:
