@@ -10,10 +10,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 
-from instancevg_jax import checkpoint, command_line, evaluation_report
+from instancevg_jax import checkpoint, command_line, evaluation_report, sharding
 from instancevg_jax.config import Config
 from instancevg_jax.errors import run_command
 from instancevg_jax.evaluation import Evaluation, evaluate
@@ -57,15 +56,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = {
         "checkpoint": (None, "checkpoint directory, such as WORKDIR/checkpoint"),
         "output": (None, "directory for metrics.json and report.html"),
+        "distributed": sharding.DISTRIBUTED_OPTION,
     }
     given, values = command_line.parse(argv, __doc__ or "", options, ("config", "checkpoint"))
+    sharding.join_processes(values["distributed"])
     directory = str(values["checkpoint"])
     model, stored = checkpoint.load_model(directory)
     config = dataclasses.replace(given, model=stored.model)
     tokenizer = checkpoint.load_tokenizer(directory)
     evaluations = [evaluate(model, config, tokenizer, split, verbose=True) for split in config.data.eval_splits]
+    if not sharding.is_first_process():
+        return
     print_table(evaluations)
-    if values["output"] and jax.process_index() == 0:
+    if values["output"]:
         output = Path(values["output"])
         write_metrics(output / "metrics.json", evaluations, config, directory)
         evaluation_report.write(output / "report.html", model, config, tokenizer, evaluations, Path(directory))

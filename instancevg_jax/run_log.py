@@ -20,15 +20,17 @@ def duration(seconds: float) -> str:
 
 
 class RunLog:
-    """Writes scalars to WORKDIR/metrics.jsonl (a line a call) and WORKDIR/tensorboard."""
+    """Writes scalars to WORKDIR/metrics.jsonl (a line a call) and WORKDIR/tensorboard. `workdir` None: nothing is written."""
 
-    def __init__(self, workdir: Path):
-        self._file = (workdir / "metrics.jsonl").open("a", buffering=1)
-        self._board = SummaryWriter(str(workdir / "tensorboard"))
+    def __init__(self, workdir: Path | None):
+        self._file = (workdir / "metrics.jsonl").open("a", buffering=1) if workdir else None
+        self._board = SummaryWriter(str(workdir / "tensorboard")) if workdir else None
         self._start = time.monotonic()
 
     def scalars(self, step: int, group: str, values: Mapping[str, float]) -> None:
         """`group` is "train" or the name of an evaluated split. Values that JSON cannot hold (NaN) become null."""
+        if self._file is None or self._board is None:
+            return
         values = {name: float(value) for name, value in values.items()}
         told = {name: value if np.isfinite(value) else None for name, value in values.items()}
         elapsed = round(time.monotonic() - self._start, 2)
@@ -38,12 +40,14 @@ class RunLog:
 
     def picture(self, step: int, name: str, rgb: np.ndarray) -> None:
         """A [H, W, 3] uint8 picture for TensorBoard."""
-        self._board.add_image(name, rgb, step, dataformats="HWC")
+        if self._board is not None:
+            self._board.add_image(name, rgb, step, dataformats="HWC")
 
     def close(self) -> None:
         """Flush and close both files."""
-        self._file.close()
-        self._board.close()
+        if self._file is not None and self._board is not None:
+            self._file.close()
+            self._board.close()
 
 
 class Progress:

@@ -37,8 +37,8 @@ from instancevg_jax.train_state import TrainState
 def train(config: Config, workdir: Path, command: Sequence[str] = ()) -> dict[str, dict[str, float]]:
     """Run `config` to its end and return the metrics of its evaluated splits. `command` is noted in the checkpoint."""
     settings = config.train
-    mesh = sharding.make_mesh()
-    sharding.check_batch_size(settings.batch_size, mesh, "train.batch_size")
+    mesh = sharding.make_mesh(settings.mesh_data, settings.mesh_fsdp)
+    sharding.check_batch_size(settings.batch_size, mesh, "train.batch_size", settings.accumulate_steps)
     tokenizer = splits.load_tokenizer(config)
     if tokenizer.vocab_size > config.model.vocab_size:
         raise InputError(f"the tokenizer has {tokenizer.vocab_size} ids, model.vocab_size is {config.model.vocab_size}")
@@ -47,17 +47,18 @@ def train(config: Config, workdir: Path, command: Sequence[str] = ()) -> dict[st
     graph, params, stats = train_state.split_model(_initial_model(config))
     optimizer = optim.make_optimizer(config.optim, params, steps_per_epoch=steps_per_epoch, num_steps=num_steps)
     rate = optim.schedule(config.optim, steps_per_epoch, num_steps)
-    train_step = train_state.make_train_step(graph, config, optimizer, mesh)
-    state = train_state.create(params, stats, optimizer, settings.ema_decay)
-    state = jax.device_put(state, sharding.replicated(mesh))
+    state = train_state.create(params, stats, optimizer, settings.ema_decay, mesh)
+    train_step = train_state.make_train_step(graph, config, optimizer, mesh, state)
     _check_workdir(workdir, config)
-    workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / "config.json").write_text(configs.to_json(config))
-    print(_greeting(config, params, mesh, num_steps), flush=True)
+    sharding.wait_for_all("checked")
+    if sharding.is_first_process():
+        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / "config.json").write_text(configs.to_json(config))
+    sharding.say(_greeting(config, params, mesh, num_steps))
 
-    log = RunLog(workdir)
+    log = RunLog(workdir if sharding.is_first_process() else None)
     progress = Progress(num_steps, settings.batch_size)
-    publish = functools.partial(_publish, graph, config, tokenizer, workdir, log, command)
+    publish = functools.partial(_publish, graph, config, mesh, tokenizer, workdir, log, command)
     with _states(workdir, config) as states:
         state, start = _restore(states, state, batches)
         gathered, waited, since = [], 0.0, time.monotonic()
@@ -69,7 +70,7 @@ def train(config: Config, workdir: Path, command: Sequence[str] = ()) -> dict[st
             gathered.append(metrics)
             if step == start + 1:
                 jax.block_until_ready(metrics)
-                print(f"first step after {duration(time.monotonic() - before)} (compilation)", flush=True)
+                sharding.say(f"first step after {duration(time.monotonic() - before)} (compilation)")
                 progress.line(step)
                 waited, since = 0.0, time.monotonic()
             if step % settings.log_every == 0 or step == num_steps:
@@ -88,6 +89,7 @@ def train(config: Config, workdir: Path, command: Sequence[str] = ()) -> dict[st
 def _publish(
     graph: Any,
     config: Config,
+    mesh: jax.sharding.Mesh,
     tokenizer: Tokenizer,
     workdir: Path,
     log: RunLog,
@@ -96,17 +98,18 @@ def _publish(
     step: int,
 ) -> dict[str, dict[str, float]]:
     """Write WORKDIR/checkpoint and measure it on every evaluated split."""
-    model = nnx.merge(graph, *train_state.weights(state))
+    model = nnx.merge(graph, *sharding.gather(train_state.weights(state), mesh))
     origin = {"origin": "trained by instancevg_jax.train", "step": step, "command": " ".join(command)}
     dtype = None if config.train.checkpoint_dtype == "float32" else config.train.checkpoint_dtype
-    checkpoint.save_checkpoint(
-        workdir / "checkpoint", nnx.state(model), config, tokenizer.model_bytes, origin, dtype=dtype
-    )
+    if sharding.is_first_process():
+        checkpoint.save_checkpoint(
+            workdir / "checkpoint", nnx.state(model), config, tokenizer.model_bytes, origin, dtype=dtype
+        )
     results = {}
     for split in config.data.eval_splits:
         results[split] = evaluate(model, config, tokenizer, split).metrics
         log.scalars(step, split, results[split])
-        print(f"step {step}, {split}: {summary(results[split])}", flush=True)
+        sharding.say(f"step {step}, {split}: {summary(results[split])}")
     return results
 
 
@@ -143,7 +146,7 @@ def _greeting(config: Config, params: Any, mesh: jax.sharding.Mesh, num_steps: i
     device = jax.devices()[0].device_kind
     return (
         f"{count / 1e6:.1f} M parameters, {config.model.image_height} x {config.model.image_width} pictures, "
-        f"{num_steps} steps of {config.train.batch_size}, {mesh.size} device(s) ({device})"
+        f"{num_steps} steps of {config.train.batch_size}, {sharding.describe(mesh)} ({device})"
     )
 
 
@@ -155,10 +158,9 @@ def _report(log: RunLog, step: int, gathered: list, progress: Progress, rate: fl
         step, "train", {**means, "learning_rate": rate, "examples_per_second": per_second, "data_wait": waiting}
     )
     groups = ", ".join(f"{name} {means[name]:.3f}" for name in ("detection", "masks", "no_target"))
-    print(
+    sharding.say(
         f"step {told}: loss {means['loss']:.3f} ({groups}), gradient {means['grad_norm']:.2f}, "
-        f"lr {rate:.1e}, waiting for data {waiting:.0%}",
-        flush=True,
+        f"lr {rate:.1e}, waiting for data {waiting:.0%}"
     )
     if not math.isfinite(means["loss"]):
         raise InputError(f"the loss is {means['loss']} near step {step}; lower optim.learning_rate or optim.clip_norm")
@@ -184,15 +186,19 @@ def _restore(states: ocp.CheckpointManager, state: TrainState, batches: Any) -> 
         step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore())
     )
     batches.set_state(restored["data"])
-    print(f"going on from step {step}", flush=True)
+    sharding.say(f"going on from step {step}")
     return restored["state"], step
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
     argv = sys.argv[1:] if argv is None else argv
-    options = {"workdir": (None, "directory for checkpoints, metrics and logs; made if it is not there")}
+    options = {
+        "workdir": (None, "directory for checkpoints, metrics and logs; made if it is not there"),
+        "distributed": sharding.DISTRIBUTED_OPTION,
+    }
     config, values = command_line.parse(argv, __doc__ or "", options, ("config", "workdir"))
+    sharding.join_processes(values["distributed"])
     train(config, Path(str(values["workdir"])), ["python -m instancevg_jax.train", *argv])
 
 
