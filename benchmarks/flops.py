@@ -10,15 +10,14 @@ import argparse
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
+from benchmarks.memory import abstract_batch
 from configs import grefcoco, refcoco
 from instancevg_jax import optim, sharding, train_state
 from instancevg_jax.config import Config, ModelConfig
 from instancevg_jax.errors import run_command
 from instancevg_jax.models.instancevg import InstanceVG
-from instancevg_jax.types import Batch, Targets
 
 
 class Chip(NamedTuple):
@@ -66,39 +65,20 @@ def forward_flops(model: ModelConfig) -> dict[str, float]:
     return {name: 2.0 * products for name, products in parts.items()}
 
 
-def abstract_batch(config: Config, batch: int) -> Batch:
-    """The shapes of a batch, without its values."""
-    model, shape = config.model, jax.ShapeDtypeStruct
-    height, width, most = model.image_height, model.image_width, config.data.max_targets
-    targets = Targets(
-        boxes=shape((batch, most, 4), jnp.float32),
-        valid=shape((batch, most), jnp.bool_),
-        masks=shape((batch, most, height, width), jnp.bool_),
-        mask=shape((batch, height, width), jnp.bool_),
-    )
-    return Batch(
-        images=shape((batch, height, width, 3), jnp.float32),
-        token_ids=shape((batch, model.max_tokens), jnp.int32),
-        token_mask=shape((batch, model.max_tokens), jnp.bool_),
-        targets=targets,
-        example_weight=shape((batch,), jnp.float32),
-        item=shape((batch,), jnp.int32),
-    )
-
-
 def compiler_counts(config: Config, batch: int) -> tuple[float, float, int]:
     """FLOPs of a forward pass and of a training step of `batch` examples, by XLA, and the number of parameters."""
     model = nnx.eval_shape(lambda: InstanceVG(config.model, rngs=nnx.Rngs(0)))
     graph, params, stats = train_state.split_model(model)
-    given = abstract_batch(config, batch)
+    config.train.batch_size, mesh = batch, sharding.make_mesh()
+    given = abstract_batch(config, mesh)
 
     def forward(params, stats, images, token_ids, token_mask):
         return nnx.merge(graph, params, stats)(images, token_ids, token_mask)
 
     lowered = jax.jit(forward).lower(params, stats, given.images, given.token_ids, given.token_mask)
     optimizer = optim.make_optimizer(config.optim, params, steps_per_epoch=1, num_steps=1)
-    state = jax.eval_shape(lambda p, s: train_state.create(p, s, optimizer, 0.0), params, stats)
-    step = train_state.make_train_step(graph, config, optimizer, sharding.make_mesh())
+    state = train_state.abstract(params, stats, optimizer, 0.0, mesh)
+    step = train_state.make_train_step(graph, config, optimizer, mesh, state)
     analyses = [lowered.cost_analysis(), step.lower(state, given).cost_analysis()]
     forward_count, step_count = (float((analysis or {}).get("flops", float("nan"))) for analysis in analyses)
     return forward_count, step_count, sum(leaf.size for leaf in jax.tree.leaves(params))

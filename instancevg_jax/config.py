@@ -39,6 +39,10 @@ class ModelConfig:
     point_selection: str = "distance"  # or "attention": the Q best patches, without looking at distance
     point_distance_weight: float = 0.003
     text_selection: str = "token"  # the Q best tokens; or "channel": top-k of each channel by itself
+    compute_dtype: str = (
+        "float32"  # or "bfloat16": matrix products and activations; parameters, norms, outputs stay float32
+    )
+    remat: str = "none"  # "blocks": recompute blocks and decoder layers in the backward pass; "dots": all but their matrix products
     pretrained: str = ""  # directory of converted weights to start from; "" starts from scratch
 
 
@@ -97,17 +101,24 @@ class OptimConfig:
     name: str = "adam"  # "adam" (AMSGrad as torch computes it) or "adamw"
     learning_rate: float = 5e-4
     backbone_scale: float = 0.1
+    layer_decay: float = 1.0  # times this for every block between a backbone parameter and the backbone's end
+    frozen: tuple[
+        str, ...
+    ] = ()  # parameters that stay as they are, by the beginning of their name: "backbone.text_embed"
     b1: float = 0.9
     b2: float = 0.98
     eps: float = 1e-9
     weight_decay: float = 0.0
     amsgrad: bool = True
     clip_norm: float = 0.15
-    schedule: str = "step"  # "step": warm-up and decay by epoch as the original; "cosine": by step
+    schedule: str = (
+        "step"  # "step": warm-up and decay by epoch as the original; "piecewise", "cosine": by optimizer step
+    )
     warmup_epochs: int = 1
     decay_epochs: tuple[int, ...] = (7,)
-    decay_factor: float = 0.1
-    warmup_steps: int = 0  # of "cosine"
+    decay_factor: float = 0.1  # of "step" and "piecewise"
+    warmup_steps: int = 0  # of "piecewise" and "cosine", linear
+    decay_steps: tuple[int, ...] = ()  # of "piecewise"
 
 
 @dataclass
@@ -132,6 +143,11 @@ class TrainConfig:
 
     seed: int = 0
     batch_size: int = 16  # over all devices
+    accumulate_steps: int = (
+        1  # parts that a batch is worked off in, one after the other; losses are still those of the whole
+    )
+    mesh_data: int = 0  # devices that a batch is split over, each with all parameters; 0: as many as mesh_fsdp leaves
+    mesh_fsdp: int = 1  # devices that parameters, optimizer state and average are split over as well as the batch
     num_epochs: int = 10
     num_steps: int = 0  # > 0 overrides num_epochs
     ema_decay: float = 0.0  # average of parameters and statistics to evaluate with; 0: none, as the original trains

@@ -12,10 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-from instancevg_jax import checkpoint, coco_results, command_line, evaluation_report
+from instancevg_jax import checkpoint, coco_results, command_line, evaluation_report, sharding
 from instancevg_jax.config import Config
 from instancevg_jax.errors import InputError, run_command
 from instancevg_jax.evaluation import Evaluation, Evaluator, conditions
@@ -82,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = {
         "checkpoint": (None, "checkpoint directory, such as WORKDIR/checkpoint"),
         "output": (None, "directory for metrics.json and report.html"),
+        "distributed": sharding.DISTRIBUTED_OPTION,
     }
     switches = {
         "sweep": "measure F1, N_acc, T_acc and gIoU over score thresholds too, in the same pass",
@@ -90,6 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     given, values = command_line.parse(argv, __doc__ or "", options, ("config", "checkpoint"), switches)
     if values["coco"] and not values["output"]:
         raise InputError("--coco writes into the directory of --output, which is not given")
+    sharding.join_processes(str(values["distributed"] or ""))
     directory, sweep, coco = str(values["checkpoint"]), bool(values["sweep"]), bool(values["coco"])
     model, stored = checkpoint.load_model(directory)
     config = dataclasses.replace(given, model=stored.model)
@@ -98,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     evaluations = [evaluator(model, split, verbose=True) for split in config.data.eval_splits]
     if not evaluations:
         raise InputError("data.eval_splits is empty; expected at least one split")
-    if jax.process_index() > 0:
+    if not sharding.is_first_process():
         return
     print_table(evaluations, config)
     if sweep:

@@ -1,13 +1,16 @@
 """The training loss: detection terms per decoder layer, masks, the point map, and whether anything is meant.
 
 Every mean and every normalization runs over the whole batch, so a batch sharded over devices gives the same numbers
-as one device. A mean over nothing is 0, with gradient 0. Sources: paper, section 3.4; core/criterion/criterion.py,
-models/losses/segloss.py and `forward_train` of models/heads/uni_gref_deformable_head.py of the original.
+as one device. What is divided by (`Counts`) depends on the targets alone, so the losses of a batch's parts, each
+divided by the counts of the whole, sum up to the loss of the whole. A mean over nothing is 0, with gradient 0.
+Sources: paper, section 3.4; core/criterion/criterion.py, models/losses/segloss.py and `forward_train` of
+models/heads/uni_gref_deformable_head.py of the original.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 from jaxtyping import Bool, Float, Int
 
 from instancevg_jax import boxes as box_ops
@@ -19,28 +22,63 @@ from instancevg_jax.types import Array, Matches, Outputs, Targets
 Terms = dict[str, Float[Array, ""]]
 
 
+@struct.dataclass
+class Counts:
+    """What the terms are divided by: float32 scalars over a whole batch."""
+
+    examples: Array
+    boxes: Array  # valid targets, those in excess of Q included
+    matched: Array  # queries with a target
+    unmatched: Array
+    existence: Array  # examples, weighted by `no_target_class_weights`
+
+
+def count(targets: Targets, num_queries: int, config: LossConfig) -> Counts:
+    """The counts of a batch. A matching gives a target to min(targets, Q) queries of each example, whatever it chooses."""
+    valid = targets.valid.sum(-1)
+    matched = jnp.minimum(valid, num_queries).sum()
+    examples = valid.shape[0]
+    exists_weight, empty_weight = config.no_target_class_weights
+    return Counts(
+        examples=jnp.float32(examples),
+        boxes=valid.sum().astype(jnp.float32),
+        matched=matched.astype(jnp.float32),
+        unmatched=(examples * num_queries - matched).astype(jnp.float32),
+        existence=jnp.where(valid > 0, exists_weight, empty_weight).sum().astype(jnp.float32),
+    )
+
+
 def total_loss(
-    outputs: Outputs, targets: Targets, config: LossConfig, matches: Matches | None = None
+    outputs: Outputs,
+    targets: Targets,
+    config: LossConfig,
+    matches: Matches | None = None,
+    counts: Counts | None = None,
 ) -> tuple[Float[Array, ""], Terms]:
     """The scalar to minimize, and its parts as float32 scalars.
 
-    `matches` defaults to `match(outputs, targets, config)`. Parts before any weight: `class`, `boxes`, `giou` of the
-    last layer and with `_0`, `_1`, ... of the earlier ones; `positive_dice`, `positive_bce` (matched queries),
-    `negative_dice`, `negative_bce` (the others), `global_dice`, `global_bce`, `point_map_dice`, `point_map_bce`,
-    `no_target_ce`. Weighted groups, which sum up to the loss: `detection`, `masks`, `no_target`.
+    `matches` defaults to `match(outputs, targets, config)`. `counts` defaults to those of `targets`; where these are
+    a part of a batch, give the counts of the whole: the results then sum up to the whole's.
+
+    Parts before any weight: `class`, `boxes`, `giou` of the last layer and with `_0`, `_1`, ... of the earlier ones;
+    `positive_dice`, `positive_bce` (matched queries), `negative_dice`, `negative_bce` (the others), `global_dice`,
+    `global_bce`, `point_map_dice`, `point_map_bce`, `no_target_ce`. Weighted groups, which sum up to the loss:
+    `detection`, `masks`, `no_target`.
     """
     outputs = jax.tree.map(lambda x: x.astype(jnp.float32), outputs)
     if matches is None:
         matches = match(outputs, targets, config)
+    if counts is None:
+        counts = count(targets, outputs.boxes.shape[2], config)
     target_index, matched = queries_to_targets(matches, outputs.boxes.shape[2])
 
-    terms = detection_terms(outputs, targets, target_index, matched, config)
+    terms = detection_terms(outputs, targets, target_index, matched, config, counts)
     detection = config.detection * sum(
         weight * terms[name] for name, weight in _detection_weights(outputs.boxes.shape[0], config).items()
     )
-    parts = mask_terms(outputs, targets, target_index[-1], matched[-1])
+    parts = mask_terms(outputs, targets, target_index[-1], matched[-1], counts)
     masks = _masks_total(parts, config)
-    parts["no_target_ce"] = no_target_cross_entropy(outputs.existence_logits, targets.valid, config)
+    parts["no_target_ce"] = no_target_cross_entropy(outputs.existence_logits, targets.valid, config, counts)
     no_target = config.no_target * parts["no_target_ce"]
     return detection + masks + no_target, terms | parts | {
         "detection": detection,
@@ -61,6 +99,7 @@ def detection_terms(
     target_index: Int[Array, "K B Q"],
     matched: Bool[Array, "K B Q"],
     config: LossConfig,
+    counts: Counts,
 ) -> Terms:
     """Class, box and GIoU terms of every layer, unweighted, named as in `total_loss`.
 
@@ -71,15 +110,14 @@ def detection_terms(
     nll = -jax.nn.log_softmax(outputs.class_logits)
     nll = jnp.where(matched, nll[..., 0], nll[..., 1])
     weight = jnp.where(matched, 1.0, config.no_object_weight)
-    class_loss = _mean(nll, weight, axis=(1, 2))
+    class_loss = _divide((weight * nll).sum((1, 2)), counts.matched + config.no_object_weight * counts.unmatched)
 
     batch = jnp.arange(target_index.shape[1])[:, None]
     wanted = jnp.where(matched[..., None], targets.boxes[batch, target_index], 0)  # [K, B, Q, 4]
     l1 = jnp.abs(outputs.boxes - wanted).sum(-1)
     giou = box_ops.paired_giou(box_ops.cxcywh_to_xyxy(outputs.boxes), box_ops.cxcywh_to_xyxy(wanted), box_ops.LOSS_EPS)
-    num_boxes = jnp.maximum(targets.valid.sum(), 1)
-    box_loss = jnp.where(matched, l1, 0).sum((1, 2)) / num_boxes
-    giou_loss = jnp.where(matched, 1 - giou, 0).sum((1, 2)) / num_boxes
+    box_loss = _divide(jnp.where(matched, l1, 0).sum((1, 2)), counts.boxes)
+    giou_loss = _divide(jnp.where(matched, 1 - giou, 0).sum((1, 2)), counts.boxes)
 
     terms: Terms = {}
     last = outputs.boxes.shape[0] - 1
@@ -94,7 +132,11 @@ def detection_terms(
 
 
 def mask_terms(
-    outputs: Outputs, targets: Targets, target_index: Int[Array, "B Q"], matched: Bool[Array, "B Q"]
+    outputs: Outputs,
+    targets: Targets,
+    target_index: Int[Array, "B Q"],
+    matched: Bool[Array, "B Q"],
+    counts: Counts,
 ) -> Terms:
     """Dice and binary cross entropy of instance masks, merged mask and point map, unweighted.
 
@@ -107,25 +149,26 @@ def mask_terms(
     dice, bce = dice_loss(outputs.mask_logits, wanted), bce_loss(outputs.mask_logits, wanted)  # [B, Q]
     coarse = resize_nearest(targets.mask, outputs.point_map.shape[1:])
     return {
-        "positive_dice": _mean(dice, matched),
-        "positive_bce": _mean(bce, matched),
-        "negative_dice": _mean(dice, ~matched),
-        "negative_bce": _mean(bce, ~matched),
-        "global_dice": dice_loss(outputs.global_mask_logits, targets.mask).mean(),
-        "global_bce": bce_loss(outputs.global_mask_logits, targets.mask).mean(),
-        "point_map_dice": dice_loss(outputs.point_map, coarse).mean(),
-        "point_map_bce": bce_loss(outputs.point_map, coarse).mean(),
+        "positive_dice": _divide((matched * dice).sum(), counts.matched),
+        "positive_bce": _divide((matched * bce).sum(), counts.matched),
+        "negative_dice": _divide((~matched * dice).sum(), counts.unmatched),
+        "negative_bce": _divide((~matched * bce).sum(), counts.unmatched),
+        "global_dice": dice_loss(outputs.global_mask_logits, targets.mask).sum() / counts.examples,
+        "global_bce": bce_loss(outputs.global_mask_logits, targets.mask).sum() / counts.examples,
+        "point_map_dice": dice_loss(outputs.point_map, coarse).sum() / counts.examples,
+        "point_map_bce": bce_loss(outputs.point_map, coarse).sum() / counts.examples,
     }
 
 
 def no_target_cross_entropy(
-    existence_logits: Float[Array, "B 2"], valid: Bool[Array, "B T"], config: LossConfig
+    existence_logits: Float[Array, "B 2"], valid: Bool[Array, "B T"], config: LossConfig, counts: Counts
 ) -> Float[Array, ""]:
     """Two-way cross entropy, weighted by class; a sentence without a valid target is of class 1."""
     empty = ~valid.any(axis=-1)
     nll = -jax.nn.log_softmax(existence_logits)
     exists_weight, empty_weight = config.no_target_class_weights
-    return _mean(jnp.where(empty, nll[:, 1], nll[:, 0]), jnp.where(empty, empty_weight, exists_weight))
+    weighted = jnp.where(empty, empty_weight * nll[:, 1], exists_weight * nll[:, 0])
+    return _divide(weighted.sum(), counts.existence)
 
 
 def dice_loss(logits: Float[Array, "*n H W"], target: Bool[Array, "*n H W"]) -> Float[Array, "*n"]:
@@ -170,11 +213,6 @@ def _masks_total(terms: Terms, config: LossConfig) -> Float[Array, ""]:
     )
 
 
-def _mean(
-    values: Float[Array, "*n"],
-    weight: Float[Array, "*n"] | Bool[Array, "*n"],
-    axis: int | tuple[int, ...] | None = None,
-) -> Float[Array, "*m"]:
-    """Weighted mean; 0, with gradient 0, where all weights are 0. Weightless values may be anything finite."""
-    total = weight.sum(axis)
-    return (weight * values).sum(axis) / jnp.where(total > 0, total, 1)
+def _divide(total: Float[Array, "*n"], by: Float[Array, ""]) -> Float[Array, "*n"]:
+    """A weighted mean from its sum; 0, with gradient 0, where the weights sum up to 0."""
+    return total / jnp.where(by > 0, by, 1)

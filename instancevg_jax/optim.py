@@ -1,7 +1,8 @@
 """The optimizer and its schedule. Source: core/optimizer.py, core/scheduler.py and tools/train.py of the original."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+import difflib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from instancevg_jax.errors import InputError
 from instancevg_jax.types import Array
 
 BACKBONE = "backbone"  # the parameters that learn at `backbone_scale` times the rate
+FINAL_NORMS = ("vision_norm.", "text_norm.")  # the backbone's, after its last block
 
 
 class AmsgradState(NamedTuple):
@@ -61,25 +63,29 @@ def schedule(config: OptimConfig, steps_per_epoch: int, num_steps: int) -> Calla
         return optax.warmup_cosine_decay_schedule(
             0.0, config.learning_rate, config.warmup_steps, max(num_steps, config.warmup_steps + 1)
         )
-    if config.schedule != "step":
-        raise InputError(f"optim.schedule is {config.schedule!r}; expected 'step' or 'cosine'")
+    if config.schedule == "step":
+        warmup, decays, length = config.warmup_epochs, config.decay_epochs, steps_per_epoch
+    elif config.schedule == "piecewise":
+        warmup, decays, length = config.warmup_steps, config.decay_steps, 1
+    else:
+        raise InputError(f"optim.schedule is {config.schedule!r}; expected 'step', 'piecewise' or 'cosine'")
 
-    def by_epoch(step):
-        epoch = step // steps_per_epoch
-        warm = (epoch + 1) / (config.warmup_epochs + 1)
-        decays = sum((epoch + 1 >= e for e in config.decay_epochs), start=jnp.zeros((), jnp.int32))
-        return config.learning_rate * jnp.where(epoch < config.warmup_epochs, warm, config.decay_factor**decays)
+    def by_period(step):
+        period = step // length
+        warm = (period + 1) / (warmup + 1)
+        passed = sum((period + 1 >= d for d in decays), start=jnp.zeros((), jnp.int32))
+        return config.learning_rate * jnp.where(period < warmup, warm, config.decay_factor**passed)
 
-    return by_epoch
+    return by_period
 
 
 def make_optimizer(
     config: OptimConfig, params, *, steps_per_epoch: int, num_steps: int
 ) -> optax.GradientTransformation:
-    """Clipping, Adam (or AdamW) and the schedule; the backbone's updates are scaled by `backbone_scale`.
+    """Clipping, Adam (or AdamW) and the schedule; every parameter's update is scaled by `learning_rate_scale`.
 
-    `params` is the tree to be trained; its top-level key tells backbone from head. Weight decay (AdamW) leaves vectors alone:
-    norms, biases.
+    `params` is the tree to be trained. Weight decay (AdamW) leaves vectors alone: norms, biases. Frozen parameters have no
+    moments, get no update and no decay, and the norm that is clipped is that of the others' gradients.
     """
     if config.name == "adam" and config.weight_decay:
         raise InputError("optim.weight_decay needs optim.name='adamw'; 'adam' has none, as the original's")
@@ -89,17 +95,74 @@ def make_optimizer(
         adam = scale_by_torch_amsgrad(config.b1, config.b2, config.eps)
     else:
         adam = optax.scale_by_adam(config.b1, config.b2, config.eps)
-    scales = jax.tree_util.tree_map_with_path(
-        lambda path, _: config.backbone_scale if _key(path[0]) == BACKBONE else 1.0, params
-    )
-    return optax.chain(
+    scales = learning_rate_scales(config, params)
+    optimizer = optax.chain(
         clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
         adam,
-        optax.add_decayed_weights(config.weight_decay, mask=jax.tree.map(lambda p: p.ndim > 1, params)),
-        optax.stateless(lambda updates, _: jax.tree.map(lambda u, s: u * s, updates, scales)),
+        optax.add_decayed_weights(config.weight_decay, mask=lambda tree: jax.tree.map(lambda p: p.ndim > 1, tree)),
+        optax.stateless(lambda updates, _: _with_names(lambda name, u: u * scales[name], updates)),
         optax.scale_by_learning_rate(schedule(config, steps_per_epoch, num_steps)),
     )
+    if not config.frozen:
+        return optimizer
+    check_frozen(config.frozen, params)
+    labels = _with_names(lambda name, _: is_frozen(name, config.frozen), params)
+    return optax.partition({False: optimizer, True: optax.set_to_zero()}, labels)
 
 
-def _key(entry) -> str:
-    return str(getattr(entry, "key", getattr(entry, "name", entry)))
+def learning_rate_scales(config: OptimConfig, params) -> dict[str, float]:
+    """What each parameter's rate is multiplied by, by dotted name: 1 in the head, `backbone_scale` and `layer_decay` below.
+
+    With `layer_decay` d, the last of n blocks learns at d, the first at d^n, and the embeddings at d^(n + 1) of the backbone's
+    rate; the norms after the last block at all of it. Source: Bao et al. 2022, arXiv:2106.08254 (BEiT), run_class_finetuning.py.
+    """
+    if not 0 < config.layer_decay <= 1:
+        raise InputError(f"optim.layer_decay is {config.layer_decay}; expected more than 0 and at most 1")
+    depth = len(params.get(BACKBONE, {}).get("blocks", ()))
+
+    def scale(name: str) -> float:
+        part, _, rest = name.partition(".")
+        if part != BACKBONE:
+            return 1.0
+        if rest.startswith("blocks."):
+            below_end = depth - int(rest.split(".")[1])
+        else:
+            below_end = 0 if rest.startswith(FINAL_NORMS) else depth + 1
+        return config.backbone_scale * config.layer_decay**below_end
+
+    return {name: scale(name) for name in _names(params)}
+
+
+def stop_frozen(params, prefixes: Sequence[str]):
+    """The parameters, with no gradient for frozen ones: it is 0, and is not computed."""
+    return _with_names(lambda name, p: jax.lax.stop_gradient(p) if is_frozen(name, prefixes) else p, params)
+
+
+def is_frozen(name: str, prefixes: Sequence[str]) -> bool:
+    """Whether a dotted name is one of the prefixes or lies below it."""
+    return any(f"{name}.".startswith(f"{prefix}.") for prefix in prefixes)
+
+
+def check_frozen(prefixes: Sequence[str], params) -> None:
+    """Raise InputError for a prefix that freezes nothing, naming the most similar ones, and if nothing is left to train."""
+    names = _names(params)
+    for prefix in prefixes:
+        if not any(is_frozen(name, [prefix]) for name in names):
+            beginnings = {name.rsplit(".", cut)[0] for name in names for cut in range(name.count(".") + 1)}
+            near = difflib.get_close_matches(prefix, sorted(beginnings), n=3, cutoff=0.3)
+            raise InputError(f"optim.frozen: no parameter is below {prefix!r}; the nearest names are {', '.join(near)}")
+    if all(is_frozen(name, prefixes) for name in names):
+        raise InputError(f"optim.frozen is {tuple(prefixes)}: nothing is left to train")
+
+
+def _names(params) -> list[str]:
+    return [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+
+
+def _with_names(function: Callable[[str, Any], Any], params):
+    """The tree with function(dotted name, leaf) for every leaf."""
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: function(_name(path), leaf), params)
+
+
+def _name(path: Sequence[Any]) -> str:
+    return ".".join(str(entry.key) for entry in path)

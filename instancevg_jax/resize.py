@@ -19,13 +19,13 @@ def _weights(source: int, target: int) -> np.ndarray:
 
 
 def resize_bilinear(x: Float[Array, "B h w C"], height: int, width: int) -> Float[Array, "B H W C"]:
-    """Resize pictures or feature maps; the centres of the corner pixels stay where they are.
+    """Resize pictures or feature maps, computed in float32 at least; the centres of the corner pixels stay where they are.
 
     Two matrix products: their gradient is cheap everywhere, that of a gather is a scatter, several times slower on CPU.
     """
-    exact = jax.lax.Precision.HIGHEST
+    dtype, exact = x.dtype, jax.lax.Precision.HIGHEST
     if x.shape[1] != height:
         x = jnp.einsum("Hh,bhwc->bHwc", _weights(x.shape[1], height), x, precision=exact)
     if x.shape[2] != width:
         x = jnp.einsum("Ww,bhwc->bhWc", _weights(x.shape[2], width), x, precision=exact)
-    return x
+    return x.astype(dtype)

@@ -62,17 +62,32 @@ def environment(command: Sequence[str]) -> dict[str, Any]:
     }
 
 
-class RunLog:
-    """Writes scalars to WORKDIR/metrics.jsonl (a line a call) and WORKDIR/tensorboard, and each start to starts.jsonl."""
+def note_bad_step(workdir: Path, step: int, values: Mapping[str, float], items: Sequence[str]) -> Path:
+    """Note a step that changed nothing, and what this process had of its batch; returns the file. Each process has its own."""
+    number = jax.process_index()
+    path = workdir / (f"bad_steps.{number}.jsonl" if number else "bad_steps.jsonl")
+    with path.open("a") as file:
+        told = {name: value if np.isfinite(value) else str(value) for name, value in values.items()}
+        file.write(json.dumps({"step": step, **told, "items": items}) + "\n")
+    return path
 
-    def __init__(self, workdir: Path):
+
+class RunLog:
+    """Writes scalars to WORKDIR/metrics.jsonl (a line a call) and WORKDIR/tensorboard, and each start to starts.jsonl.
+
+    `workdir` None, on all processes but the first: nothing is written.
+    """
+
+    def __init__(self, workdir: Path | None):
         self._workdir = workdir
-        self._file = (workdir / "metrics.jsonl").open("a", buffering=1)
-        self._board = SummaryWriter(str(workdir / "tensorboard"))
+        self._file = (workdir / "metrics.jsonl").open("a", buffering=1) if workdir else None
+        self._board = SummaryWriter(str(workdir / "tensorboard")) if workdir else None
         self._start = time.monotonic()
 
     def scalars(self, step: int, group: str, values: Mapping[str, float]) -> None:
         """`group` is "train" or the name of an evaluated split. Values that JSON cannot hold (NaN) become null."""
+        if self._file is None or self._board is None:
+            return
         values = {name: float(value) for name, value in values.items()}
         told = {name: value if np.isfinite(value) else None for name, value in values.items()}
         elapsed = round(time.monotonic() - self._start, 2)
@@ -82,25 +97,21 @@ class RunLog:
 
     def start(self, step: int, command: Sequence[str]) -> None:
         """Note that the run starts, or goes on, after `step`: a line of starts.jsonl."""
+        if self._workdir is None:
+            return
         with (self._workdir / "starts.jsonl").open("a") as file:
             file.write(json.dumps({"after_step": step, **environment(command)}) + "\n")
 
-    def bad_step(self, step: int, values: Mapping[str, float], items: Sequence[str]) -> Path:
-        """Note a step that changed nothing and what was in its batch; returns the file."""
-        path = self._workdir / "bad_steps.jsonl"
-        with path.open("a") as file:
-            told = {name: value if np.isfinite(value) else str(value) for name, value in values.items()}
-            file.write(json.dumps({"step": step, **told, "items": items}) + "\n")
-        return path
-
     def picture(self, step: int, name: str, rgb: np.ndarray) -> None:
         """A [H, W, 3] uint8 picture for TensorBoard."""
-        self._board.add_image(name, rgb, step, dataformats="HWC")
+        if self._board is not None:
+            self._board.add_image(name, rgb, step, dataformats="HWC")
 
     def close(self) -> None:
         """Flush and close both files."""
-        self._file.close()
-        self._board.close()
+        if self._file is not None and self._board is not None:
+            self._file.close()
+            self._board.close()
 
 
 class Progress:

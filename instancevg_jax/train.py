@@ -31,9 +31,10 @@ from instancevg_jax import config as configs
 from instancevg_jax.config import Config
 from instancevg_jax.errors import InputError, run_command
 from instancevg_jax.evaluation import HEADLINES, Evaluator, summary
+from instancevg_jax.files import write_atomically
 from instancevg_jax.models.instancevg import InstanceVG
 from instancevg_jax.predictor import Predictor
-from instancevg_jax.run_log import Progress, RunLog, duration, memory_gb
+from instancevg_jax.run_log import Progress, RunLog, duration, memory_gb, note_bad_step
 from instancevg_jax.run_states import RunStates
 from instancevg_jax.tokenizer import Tokenizer
 from instancevg_jax.train_state import TrainState
@@ -52,8 +53,8 @@ def train(
     """
     settings = config.train
     _check_settings(config)
-    mesh = sharding.make_mesh()
-    sharding.check_batch_size(settings.batch_size, mesh, "train.batch_size")
+    mesh = sharding.make_mesh(settings.mesh_data, settings.mesh_fsdp)
+    sharding.check_batch_size(settings.batch_size, mesh, "train.batch_size", settings.accumulate_steps)
     tokenizer = splits.load_tokenizer(config)
     if tokenizer.vocab_size > config.model.vocab_size:
         raise InputError(f"the tokenizer has {tokenizer.vocab_size} ids, model.vocab_size is {config.model.vocab_size}")
@@ -62,19 +63,19 @@ def train(
     graph, params, stats = train_state.split_model(_initial_model(config))
     optimizer = optim.make_optimizer(config.optim, params, steps_per_epoch=steps_per_epoch, num_steps=num_steps)
     rate = optim.schedule(config.optim, steps_per_epoch, num_steps)
-    train_step = train_state.make_train_step(graph, config, optimizer, mesh)
-    state = train_state.create(params, stats, optimizer, settings.ema_decay)
-    state = jax.device_put(state, sharding.replicated(mesh))
+    state = train_state.create(params, stats, optimizer, settings.ema_decay, mesh)
+    train_step = train_state.make_train_step(graph, config, optimizer, mesh, state)
 
     with RunStates(workdir, settings.keep_checkpoints) as states, Termination() as termination:
         _check_workdir(workdir, config)
         state, start = _restore(states, state, batches)
-        (workdir / "config.json").write_text(configs.to_json(config))
-        log = RunLog(workdir)
+        if sharding.is_first_process():
+            write_atomically(workdir / "config.json", configs.to_json(config).encode())
+        log = RunLog(workdir if sharding.is_first_process() else None)
         log.start(start, command)
-        print(_greeting(config, params, mesh, num_steps), flush=True)
-        publish = _Publisher(graph, config, tokenizer, workdir, log, command)
-        report = _Report(config, tokenizer, log, Progress(num_steps, settings.batch_size))
+        sharding.say(_greeting(config, params, mesh, num_steps))
+        publish = _Publisher(graph, config, mesh, tokenizer, workdir, log, command)
+        report = _Report(config, tokenizer, workdir, log, Progress(num_steps, settings.batch_size))
         trace = _Trace(workdir / "profile", start + PROFILE_AFTER, profile)
         for step in range(start + 1, num_steps + 1):
             trace.before(step)
@@ -93,7 +94,7 @@ def train(
                 states.save(step, state, json.loads(json.dumps(batches.get_state())))
             if stopping and step < num_steps:
                 states.wait()
-                print(f"stopped by a signal; the same command goes on from step {step}", flush=True)
+                sharding.say(f"stopped by a signal; the same command goes on from step {step}")
                 return None
             if _every(settings.eval_every, step) and step < num_steps:
                 publish(state, step)
@@ -122,8 +123,8 @@ class Termination:
 class _Report:
     """What happened since the last line, and the line. Metrics stay on the device until it is written."""
 
-    def __init__(self, config: Config, tokenizer: Tokenizer, log: RunLog, progress: Progress) -> None:
-        self._config, self._log, self._progress = config, log, progress
+    def __init__(self, config: Config, tokenizer: Tokenizer, workdir: Path, log: RunLog, progress: Progress) -> None:
+        self._config, self._workdir, self._log, self._progress = config, workdir, log, progress
         self._source = splits.open_split(config, config.data.train_split, tokenizer)
         self._start_over()
 
@@ -134,7 +135,7 @@ class _Report:
     def first(self, seconds: float) -> None:
         """The first step, which compiles, is over once its metrics are here."""
         jax.block_until_ready(self._steps[-1][1])
-        print(f"first step after {duration(seconds)} (compilation)", flush=True)
+        sharding.say(f"first step after {duration(seconds)} (compilation)")
         self._progress.line(self._steps[-1][0])
         self.waited, self._since = 0.0, time.monotonic()
 
@@ -160,24 +161,23 @@ class _Report:
         }
         self._log.scalars(step, "train", {**means, **also})
         groups = ", ".join(f"{name} {means[name]:.3f}" for name in ("detection", "masks", "no_target"))
-        print(
+        sharding.say(
             f"step {told}: loss {means['loss']:.3f} ({groups}), gradient {means['grad_norm']:.2f}, "
-            f"lr {rate:.1e}, waiting for data {waiting:.0%}, memory {also['memory_gb']:.1f} GB",
-            flush=True,
+            f"lr {rate:.1e}, waiting for data {waiting:.0%}, memory {also['memory_gb']:.1f} GB"
         )
         self._start_over()
 
     def _note_bad(self, bad: list[tuple[int, dict[str, float], np.ndarray]]) -> None:
         for step, metrics, items in bad:
             values = {name: metrics[name] for name in ("loss", "grad_norm")}
-            path = self._log.bad_step(step, values, [self._source.name(int(item)) for item in items])
+            path = note_bad_step(self._workdir, step, values, [self._source.name(int(item)) for item in items])
             told = f"step {step} has loss {values['loss']:.4g} and gradient norm {values['grad_norm']:.4g}"
             if self._config.train.bad_steps == "stop":
                 raise InputError(
                     f"{told}; its batch is named in {path}. Lower optim.learning_rate, mend those records, or pass over "
                     "such steps with --config.train.bad_steps=skip"
                 )
-            print(f"warning: {told}; skipped, its batch is named in {path}", flush=True)
+            sharding.say(f"warning: {told}; skipped, its batch is named in {path}")
 
 
 class _Trace:
@@ -196,7 +196,7 @@ class _Trace:
         if step == self._last >= self._first:
             jax.block_until_ready(metrics)
             jax.profiler.stop_trace()
-            print(f"trace of steps {self._first} to {self._last}: {self._folder}", flush=True)
+            sharding.say(f"trace of steps {self._first} to {self._last}: {self._folder}")
 
 
 def _every(steps: int, step: int) -> bool:
@@ -207,16 +207,23 @@ class _Publisher:
     """Makes WORKDIR/checkpoint, measures it on every evaluated split, and keeps it as WORKDIR/best where it is that."""
 
     def __init__(
-        self, graph: Any, config: Config, tokenizer: Tokenizer, workdir: Path, log: RunLog, command: Sequence[str]
+        self,
+        graph: Any,
+        config: Config,
+        mesh: jax.sharding.Mesh,
+        tokenizer: Tokenizer,
+        workdir: Path,
+        log: RunLog,
+        command: Sequence[str],
     ) -> None:
-        self._graph, self._config, self._tokenizer = graph, config, tokenizer
+        self._graph, self._config, self._mesh, self._tokenizer = graph, config, mesh, tokenizer
         self._workdir, self._log, self._command = workdir, log, " ".join(command)
         self._compiled: tuple[Evaluator, Predictor] | None = None
 
     def __call__(self, state: TrainState, step: int) -> dict[str, dict[str, float]]:
         """The metrics by split."""
         config, names = self._config, self._config.data.eval_splits
-        model = nnx.merge(self._graph, *train_state.weights(state))
+        model = nnx.merge(self._graph, *sharding.gather(train_state.weights(state), self._mesh))
         origin = {"origin": "trained by instancevg_jax.train", "step": step, "command": self._command}
         self._save("checkpoint", model, origin)
         if self._compiled is None:
@@ -227,8 +234,8 @@ class _Publisher:
         for split in names:
             results[split] = evaluate(model, split).metrics
             self._log.scalars(step, split, results[split])
-            print(f"step {step}, {split}: {summary(results[split])}", flush=True)
-        if names:
+            sharding.say(f"step {step}, {split}: {summary(results[split])}")
+        if names and sharding.is_first_process():
             _log_pictures(self._log, step, predictor.with_model(model), names[0])
             self._keep_best(model, origin, names[0], results[names[0]])
         return results
@@ -240,9 +247,11 @@ class _Publisher:
         score = results[metric]
         if self._config.train.eval_every and score > _best_so_far(self._workdir, split, metric):
             self._save("best", model, {**origin, "best": {"split": split, "metric": metric, "value": score}})
-            print(f"step {origin['step']}: best {metric} on {split} so far", flush=True)
+            sharding.say(f"step {origin['step']}: best {metric} on {split} so far")
 
     def _save(self, name: str, model: InstanceVG, origin: dict[str, Any]) -> None:
+        if not sharding.is_first_process():
+            return
         dtype = None if self._config.train.checkpoint_dtype == "float32" else self._config.train.checkpoint_dtype
         content = nnx.state(model), self._config, self._tokenizer.model_bytes, origin
         checkpoint.save_checkpoint(self._workdir / name, *content, dtype=dtype)
@@ -316,7 +325,7 @@ def _greeting(config: Config, params: Any, mesh: jax.sharding.Mesh, num_steps: i
     device = jax.devices()[0].device_kind
     return (
         f"{count / 1e6:.1f} M parameters, {config.model.image_height} x {config.model.image_width} pictures, "
-        f"{num_steps} steps of {config.train.batch_size}, {mesh.size} device(s) ({device})"
+        f"{num_steps} steps of {config.train.batch_size}, {sharding.describe(mesh)} ({device})"
     )
 
 
@@ -327,7 +336,7 @@ def _restore(states: RunStates, state: TrainState, batches: Any) -> tuple[TrainS
         return state, 0
     state, data, step = found
     batches.set_state(data)
-    print(f"going on from step {step}", flush=True)
+    sharding.say(f"going on from step {step}")
     return state, step
 
 
@@ -336,12 +345,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     options = {
         "workdir": (None, "directory for checkpoints, metrics and logs; made if it is not there"),
+        "distributed": sharding.DISTRIBUTED_OPTION,
         "profile": (None, f"write a profiler trace of so many steps, after {PROFILE_AFTER} others, to WORKDIR/profile"),
     }
     config, values = command_line.parse(argv, __doc__ or "", options, ("config", "workdir"))
     profile = str(values["profile"] or "0")
     if not profile.isdecimal():
         raise InputError(f"--profile is {profile!r}; expected a number of steps")
+    sharding.join_processes(str(values["distributed"] or ""))
     train(config, Path(str(values["workdir"])), ["python -m instancevg_jax.train", *argv], int(profile))
 
 

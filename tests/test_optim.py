@@ -8,7 +8,7 @@ import pytest
 
 from instancevg_jax.config import OptimConfig
 from instancevg_jax.errors import InputError
-from instancevg_jax.optim import make_optimizer, scale_by_torch_amsgrad, schedule
+from instancevg_jax.optim import learning_rate_scales, make_optimizer, scale_by_torch_amsgrad, schedule, stop_frozen
 from tests import oracle
 
 NAMES = ("vis_enc.a", "vis_enc.b", "head.c", "head.d", "head.never", "head.sometimes")
@@ -57,6 +57,75 @@ def test_schedule_by_epoch():
     np.testing.assert_allclose(told, [0.25, 0.5, 0.75, 1, 1, 0.1, 0.1], rtol=1e-6)
 
 
+def test_schedule_by_step():
+    """The same rule with steps for epochs: nothing depends on the data set's size."""
+    config = OptimConfig(schedule="piecewise", warmup_steps=3, decay_steps=(15, 18), decay_factor=0.5)
+    rate = schedule(config, steps_per_epoch=1000, num_steps=20)
+    told = [float(rate(jnp.int32(step))) / 5e-4 for step in (0, 1, 2, 3, 13, 14, 17, 19)]
+    np.testing.assert_allclose(told, [0.25, 0.5, 0.75, 1, 1, 0.5, 0.25, 0.25], rtol=1e-6)
+
+
+def tree() -> dict:
+    """Parameters named as the model's, all ones."""
+    block = {"text": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}}
+    backbone = {
+        "patch_embed": {"kernel": jnp.ones((2, 2))},
+        "blocks": {0: block, 1: block},
+        "text_norm": {"scale": jnp.ones(2)},
+    }
+    return {"backbone": backbone, "head": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}}
+
+
+def updated(config: OptimConfig, params: dict, steps: int = 2) -> dict:
+    """The parameters after equal gradients of 1."""
+    optimizer = make_optimizer(config, params, steps_per_epoch=1, num_steps=steps)
+    state = optimizer.init(params)
+    for _ in range(steps):
+        updates, state = optimizer.update(jax.tree.map(jnp.ones_like, params), state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+def test_layers_learn_at_decaying_rates():
+    config = OptimConfig(backbone_scale=0.1, layer_decay=0.5)
+    scales = learning_rate_scales(config, tree())
+    assert scales["head.kernel"] == 1
+    assert scales["backbone.text_norm.scale"] == pytest.approx(0.1)
+    assert scales["backbone.blocks.1.text.bias"] == pytest.approx(0.05)
+    assert scales["backbone.blocks.0.text.kernel"] == pytest.approx(0.025)
+    assert scales["backbone.patch_embed.kernel"] == pytest.approx(0.0125)
+    moved = jax.tree.map(lambda p: float(p.ravel()[0]), updated(config, jax.tree.map(jnp.zeros_like, tree())))
+    assert moved["backbone"]["blocks"][0]["text"]["kernel"] == pytest.approx(0.025 * moved["head"]["kernel"])
+
+
+def test_frozen_parameters_do_not_change_at_all():
+    """No update and no weight decay, no moments, and no part in the norm that is clipped."""
+    config = OptimConfig(name="adamw", weight_decay=0.1, clip_norm=1.0, frozen=("backbone.blocks.1", "head.bias"))
+    after = updated(config, tree())
+    np.testing.assert_array_equal(after["backbone"]["blocks"][1]["text"]["kernel"], 1)
+    np.testing.assert_array_equal(after["head"]["bias"], 1)
+    assert (after["backbone"]["blocks"][0]["text"]["kernel"] < 1).all()
+    assert (after["head"]["kernel"] < 1).all()
+
+    optimizer = make_optimizer(config, tree(), steps_per_epoch=1, num_steps=1)
+    moments = sum(leaf.size for leaf in jax.tree.leaves(optimizer.init(tree())) if leaf.ndim)
+    assert moments == 3 * (4 + 4 + 2 + 2 + 4)  # three of AMSGrad for what is trained
+
+    rest = {"head": {"kernel": jnp.ones((2, 2))}}
+    with_frozen = updated(OptimConfig(clip_norm=0.1, frozen=("backbone", "head.bias"), eps=1.0), tree())
+    alone = updated(OptimConfig(clip_norm=0.1, eps=1.0), rest)
+    np.testing.assert_array_equal(with_frozen["head"]["kernel"], alone["head"]["kernel"])
+
+
+def test_frozen_parameters_have_no_gradient():
+    def loss(params):
+        return sum(leaf.sum() for leaf in jax.tree.leaves(stop_frozen(params, ("backbone",))))
+
+    grads = jax.grad(loss)(tree())
+    assert all((leaf == 0).all() for leaf in jax.tree.leaves(grads["backbone"]))
+    assert all((leaf == 1).all() for leaf in jax.tree.leaves(grads["head"]))
+
+
 def test_amsgrad_keeps_the_largest_second_moment():
     transform = scale_by_torch_amsgrad(0.9, 0.98, 1e-9)
     state = transform.init({"w": jnp.zeros(1)})
@@ -73,6 +142,10 @@ def test_amsgrad_keeps_the_largest_second_moment():
         (OptimConfig(name="sgd"), "optim.name is 'sgd'"),
         (OptimConfig(schedule="exp"), "optim.schedule is 'exp'"),
         (OptimConfig(weight_decay=0.1), "weight_decay needs optim.name='adamw'"),
+        (OptimConfig(layer_decay=0.0), "optim.layer_decay is 0.0; expected more than 0 and at most 1"),
+        (OptimConfig(frozen=("haed",)), "optim.frozen: no parameter is below 'haed'; the nearest names are head"),
+        (OptimConfig(frozen=("hea",)), "optim.frozen: no parameter is below 'hea'"),
+        (OptimConfig(frozen=("head",)), "nothing is left to train"),
     ],
 )
 def test_bad_settings(config, says):

@@ -66,12 +66,12 @@ class MultiwayBlock(nnx.Module):
         batch, split = vision.shape[:2]
         parts = zip(self.vision.qkv(vision), self.text.qkv(text), strict=True)
         query, key, value = (jnp.concatenate(pair, axis=1) for pair in parts)
-        weights = layers.attention_weights(query, key, key_mask)
+        weights = layers.attention_weights(query, key, key_mask).astype(value.dtype)
         attended = jnp.einsum("bnqs,bsnd->bqnd", weights, value).reshape(batch, query.shape[1], -1)
-        scale = layers.drop_path_scale(batch, self.drop_path, rngs)
+        scale = layers.drop_path_scale(batch, self.drop_path, rngs, vision.dtype)
         vision = vision + scale * self.vision.attention_out(attended[:, :split])
         text = text + scale * self.text.attention_out(attended[:, split:])
-        scale = layers.drop_path_scale(batch, self.drop_path, rngs)
+        scale = layers.drop_path_scale(batch, self.drop_path, rngs, vision.dtype)
         return vision + scale * self.vision.mlp(vision), text + scale * self.text.mlp(text)
 
 
@@ -83,6 +83,8 @@ class BEiT3(nnx.Module):
         num_patches = (config.image_height // patch) * (config.image_width // patch)
         normal = nnx.initializers.normal(0.02)
         self.patch_size = patch
+        self.dtype = layers.choice(layers.DTYPES, config.compute_dtype, "model.compute_dtype")
+        self.remat = layers.choice(layers.REMAT, config.remat, "model.remat")
         self.patch_embed = layers.Linear(patch * patch * 3, width, rngs=rngs)
         self.class_token = nnx.Param(normal(rngs.params(), (1, 1, width)))
         self.text_embed = nnx.Embed(config.vocab_size, width, embedding_init=normal, rngs=rngs)
@@ -102,12 +104,12 @@ class BEiT3(nnx.Module):
         batch, height, width, _ = images.shape
         p = self.patch_size
         patches = images.reshape(batch, height // p, p, width // p, p, 3).transpose(0, 1, 3, 2, 4, 5)
-        patches = self.patch_embed(patches.reshape(batch, -1, p * p * 3))
+        patches = self.patch_embed(patches.reshape(batch, -1, p * p * 3).astype(self.dtype))
         class_token = jnp.broadcast_to(self.class_token[...], (batch, 1, patches.shape[-1]))
         vision = jnp.concatenate([class_token, patches], axis=1) + self.vision_positions[UNUSED_POSITIONS:]
         length = token_ids.shape[1]
         text = self.text_embed(token_ids) + self.text_positions[UNUSED_POSITIONS : UNUSED_POSITIONS + length]
-        return vision, text * token_mask[..., None]
+        return vision.astype(self.dtype), (text * token_mask[..., None]).astype(self.dtype)
 
     def __call__(
         self,
@@ -120,7 +122,8 @@ class BEiT3(nnx.Module):
         """Class token, image tokens (row by row) and text tokens. Rows of padded text are not zero; mask them."""
         vision, text = self.embed(images, token_ids, token_mask)
         key_mask = jnp.concatenate([jnp.ones(vision.shape[:2], bool), token_mask], axis=1)
+        run = self.remat(lambda block, vision, text, rngs: block(vision, text, key_mask, rngs=rngs))
         for block in self.blocks:
-            vision, text = block(vision, text, key_mask, rngs=rngs)
+            vision, text = run(block, vision, text, rngs)
         vision, text = self.vision_norm(vision), self.text_norm(text)
         return vision[:, 0], vision[:, 1:], text

@@ -27,7 +27,7 @@ def deformable_attention(
 
     `values` holds the maps of all levels one after the other, row by row; `shapes` their (h, w). `locations` are (x, y) with
     (0, 0) the outer corner of the first pixel and (1, 1) that of the last; outside is zero. All corners of all samples are
-    fetched by a single gather.
+    fetched by a single gather. Locations and weights are float32 at least; the answer has the dtype of `values`.
     """
     batch, _, num_heads, _ = values.shape
     sizes = np.array([(w, h) for h, w in shapes], np.float32)
@@ -53,7 +53,7 @@ def deformable_attention(
     sampled = jnp.take_along_axis(values.swapaxes(1, 2), index, axis=2)
     sampled = sampled.reshape(batch, num_heads, num_queries, -1, sampled.shape[-1])
     out = jnp.einsum("bnqk,bnqkc->bqnc", factor.reshape(batch, num_heads, num_queries, -1), sampled)
-    return out.reshape(batch, num_queries, -1)
+    return out.reshape(batch, num_queries, -1).astype(values.dtype)
 
 
 class DeformableAttention(nnx.Module):
@@ -86,8 +86,9 @@ class DeformableAttention(nnx.Module):
         values = self.value_proj(memory)
         if memory_mask is not None:
             values = values * memory_mask[..., None]
-        offsets = self.sampling_offsets(query).reshape(batch, num_queries, *self.shape, 2)
-        weights = self.attention_weights(query).reshape(batch, num_queries, num_heads, num_levels * num_points)
+        exact = layers.wide(query)
+        offsets = self.sampling_offsets(exact).reshape(batch, num_queries, *self.shape, 2)
+        weights = self.attention_weights(exact).reshape(batch, num_queries, num_heads, num_levels * num_points)
         weights = jax.nn.softmax(weights, axis=-1).reshape(batch, num_queries, *self.shape)
         anchor = references[:, :, None, :, None, :]
         if references.shape[-1] == 2:
@@ -144,6 +145,7 @@ class DeformableDecoder(nnx.Module):
         self.reference_points = layers.Linear(
             config.head_width, 2, kernel_init=nnx.initializers.xavier_normal(), rngs=rngs
         )
+        self.remat = layers.choice(layers.REMAT, config.remat, "model.remat")
         self.layers = nnx.List([DecoderLayer(config, num_levels, rngs=rngs) for _ in range(config.decoder_layers)])
 
     def __call__(
@@ -156,12 +158,13 @@ class DeformableDecoder(nnx.Module):
         rngs: nnx.Rngs | None = None,
     ) -> tuple[Float[Array, "K B Q C"], Float[Array, "B Q 2"]]:
         """Every layer's output, and the references: the points moved by sigmoid(linear(positions)), which may exceed 1."""
-        references = jax.nn.sigmoid(self.reference_points(positions)) + points
+        references = jax.nn.sigmoid(self.reference_points(layers.wide(positions))) + points
         shapes = [(level.shape[1], level.shape[2]) for level in pyramid]
         memory = jnp.concatenate([level.reshape(level.shape[0], -1, level.shape[-1]) for level in pyramid], axis=1)
         by_level = jnp.repeat(references[:, :, None, :], len(shapes), axis=2)
+        run = self.remat(lambda layer, x, memory, rngs: layer(x, positions, memory, shapes, by_level, rngs=rngs))
         states = []
         for layer in self.layers:
-            queries = layer(queries, positions, memory, shapes, by_level, rngs=rngs)
+            queries = run(layer, queries, memory, rngs)
             states.append(queries)
         return jnp.stack(states), references

@@ -21,7 +21,8 @@ class InstanceVG(nnx.Module):
     """Picture and sentence in; classes, boxes, masks, a global mask and "is anything meant" out.
 
     Deterministic unless called with `rngs` (a stream named `dropout`); `train=True` makes BatchNorm use and update batch
-    statistics. The two are separate so that training with all drop rates at 0 needs no random numbers.
+    statistics. The two are separate so that training with all drop rates at 0 needs no random numbers. Parameters and
+    outputs are float32 whatever `config.compute_dtype` is.
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
@@ -69,14 +70,15 @@ class InstanceVG(nnx.Module):
         image = self.image_proj(image_tokens).reshape(images.shape[0], *self.grid, -1)
         pyramid = self.pyramid(image)
         queries, points, point_map, attention = self.queries(text, token_mask, image, rngs=rngs)
-        states, references = self.decoder(queries, self.query_positions(points), points, pyramid, rngs=rngs)
-        class_logits, boxes = self.detect(states, references)
+        positions = self.query_positions(points).astype(queries.dtype)
+        states, references = self.decoder(queries, positions, points, pyramid, rngs=rngs)
+        class_logits, boxes = self.detect(layers.wide(states), references)
 
         pixels = self.mask_decoder(pyramid, train=train)
-        masks = jnp.einsum("bqc,bhwc->bhwq", states[-1], pixels)
+        masks = jnp.einsum("bqc,bhwc->bhwq", states[-1], pixels, preferred_element_type=layers.wide_dtype(pixels))
         masks = resize_bilinear(masks, height, width).transpose(0, 3, 1, 2)
-        global_mask = resize_bilinear(self.global_mask_head(pixels), height, width)[..., 0]
-        existence = self.existence_head(pixels.reshape(images.shape[0], -1, pixels.shape[-1])).mean(1)
+        global_mask = resize_bilinear(layers.wide(self.global_mask_head(pixels)), height, width)[..., 0]
+        existence = layers.wide(self.existence_head(pixels.reshape(images.shape[0], -1, pixels.shape[-1]))).mean(1)
         outputs = Outputs(
             class_logits=class_logits,
             boxes=boxes,

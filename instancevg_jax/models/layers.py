@@ -1,23 +1,67 @@
-"""Small building blocks: norms, attention, MLP, dropout, positions. Feature maps are channels-last everywhere."""
+"""Small building blocks: norms, attention, MLP, dropout, positions. Feature maps are channels-last everywhere.
 
+A layer computes in the dtype of its input, to which it casts its parameters, and answers in it; statistics of norms and softmax are
+float32 at least.
+"""
+
+import functools
 import itertools
 import math
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
+
+from instancevg_jax.errors import InputError
+
+Value = TypeVar("Value")
+DTYPES = {
+    "float32": jnp.float32,
+    "bfloat16": jnp.bfloat16,
+    "float64": jnp.float64,
+}  # the last under jax_enable_x64 only
+# what becomes of a function of modules and arrays (positional ones): what the backward pass needs is kept, or computed again
+REMAT: dict[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
+    "none": lambda function: function,
+    "blocks": nnx.remat,
+    "dots": functools.partial(nnx.remat, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable),
+}
+
+
+def choice(table: Mapping[str, Value], value: str, field: str) -> Value:
+    """table[value]. Raises InputError naming the config's field."""
+    if value not in table:
+        raise InputError(f"{field} is {value!r}; expected one of {', '.join(table)}")
+    return table[value]
+
+
+def wide_dtype(x: Array) -> jnp.dtype:
+    """The dtype of sums, softmax, coordinates and outputs where activations have x's: float32 at least."""
+    return jnp.promote_types(x.dtype, jnp.float32)
+
+
+def wide(x: Array) -> Array:
+    """x in its `wide_dtype`."""
+    return x.astype(wide_dtype(x))
 
 
 class Linear(nnx.Linear):
-    """nnx.Linear on an input flattened to two axes.
+    """nnx.Linear in its input's dtype, on an input flattened to two axes.
 
     On CPU (jax 0.10.2) the gradient of a bias that is summed over more than one axis takes 2.5 times as long.
     """
 
-    def __call__(self, inputs: Float[Array, "... A"], out_sharding=None) -> Float[Array, "... Z"]:
-        flat = super().__call__(inputs.reshape(-1, inputs.shape[-1]), out_sharding)
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, inputs: Float[Array, "... A"]
+    ) -> Float[Array, "... Z"]:
+        flat = inputs.reshape(-1, inputs.shape[-1]) @ self.kernel[...].astype(inputs.dtype)
+        if self.bias is not None:
+            flat = flat + self.bias[...].reshape(1, -1).astype(inputs.dtype)
         return flat.reshape(*inputs.shape[:-1], -1)
 
 
@@ -33,11 +77,11 @@ class LayerNorm(nnx.Module):
         self.eps = eps
 
     def __call__(self, x: Float[Array, "... C"]) -> Float[Array, "... C"]:
-        flat = x.reshape(-1, x.shape[-1])
+        flat = wide(x.reshape(-1, x.shape[-1]))
         centred = flat - flat.mean(-1, keepdims=True)
         variance = jnp.square(centred).mean(-1, keepdims=True)
         flat = centred * jax.lax.rsqrt(variance + self.eps) * self.scale[...] + self.bias[...]
-        return flat.reshape(x.shape)
+        return flat.reshape(x.shape).astype(x.dtype)
 
 
 class Conv3x3(nnx.Module):
@@ -48,7 +92,7 @@ class Conv3x3(nnx.Module):
         self.kernel = nnx.Param(init(rngs.params(), (3, 3, in_width, width)))
 
     def __call__(self, x: Float[Array, "B h w A"]) -> Float[Array, "B h w Z"]:
-        return _conv3x3(x, self.kernel[...])
+        return _conv3x3(x, self.kernel[...].astype(x.dtype))
 
 
 def _convolve(x: Array, kernel: Array) -> Array:
@@ -96,7 +140,7 @@ class BatchNorm(nnx.Module):
         self.eps = eps
 
     def __call__(self, x: Float[Array, "B h w C"], *, train: bool) -> Float[Array, "B h w C"]:
-        flat = x.reshape(-1, x.shape[-1])
+        flat = wide(x.reshape(-1, x.shape[-1]))
         if train:
             mean = flat.mean(0)
             variance = jnp.square(flat - mean).mean(0)
@@ -106,7 +150,7 @@ class BatchNorm(nnx.Module):
         else:
             mean, variance = self.mean[...], self.variance[...]
         flat = (flat - mean) * jax.lax.rsqrt(variance + self.eps) * self.scale[...] + self.bias[...]
-        return flat.reshape(x.shape)
+        return flat.reshape(x.shape).astype(x.dtype)
 
 
 class MLP(nnx.Module):
@@ -152,15 +196,15 @@ class Attention(nnx.Module):
         *,
         rngs: nnx.Rngs | None = None,
     ) -> tuple[Float[Array, "B Q C"], Float[Array, "B Q S"]]:
-        """The output and the attention map averaged over heads (after dropout, as in torch)."""
-        kernels = jnp.split(self.in_proj.kernel[...], 3, axis=1)
-        biases = jnp.split(self.in_proj.bias[...], 3)  # pyright: ignore[reportOptionalSubscript]
+        """The output and the attention map (float32 at least) averaged over heads (after dropout, as in torch)."""
+        kernels = jnp.split(self.in_proj.kernel[...].astype(query.dtype), 3, axis=1)
+        biases = jnp.split(self.in_proj.bias[...].astype(query.dtype), 3)  # pyright: ignore[reportOptionalSubscript]
         q, k, v = (
             split_heads(x @ kernel + bias, self.num_heads)
             for x, kernel, bias in zip((query, key, value), kernels, biases, strict=True)
         )
         weights = dropout(attention_weights(q, k), self.dropout, rngs)
-        out = jnp.einsum("bnqs,bsnc->bqnc", weights, v)
+        out = jnp.einsum("bnqs,bsnc->bqnc", weights.astype(v.dtype), v)
         return self.out_proj(out.reshape(query.shape)), weights.mean(1)
 
 
@@ -172,8 +216,9 @@ def split_heads(x: Float[Array, "B L C"], num_heads: int) -> Float[Array, "B L N
 def attention_weights(
     query: Float[Array, "B Q N c"], key: Float[Array, "B S N c"], key_mask: Bool[Array, "B S"] | None = None
 ) -> Float[Array, "B N Q S"]:
-    """Softmax of scaled dot products; keys whose mask is False get no weight."""
-    logits = jnp.einsum("bqnc,bsnc->bnqs", query / math.sqrt(query.shape[-1]), key)
+    """Softmax, in float32 at least, of scaled dot products; keys whose mask is False get no weight."""
+    query = query / math.sqrt(query.shape[-1])
+    logits = jnp.einsum("bqnc,bsnc->bnqs", query, key, preferred_element_type=wide_dtype(query))
     if key_mask is not None:
         logits = jnp.where(key_mask[:, None, None, :], logits, jnp.finfo(logits.dtype).min)
     return jax.nn.softmax(logits, axis=-1)
@@ -187,11 +232,11 @@ def dropout(x: Array, rate: float, rngs: nnx.Rngs | None) -> Array:
     return jnp.where(keep, x / (1 - rate), 0)
 
 
-def drop_path_scale(batch: int, rate: float, rngs: nnx.Rngs | None) -> Float[Array, "B 1 1"] | float:
+def drop_path_scale(batch: int, rate: float, rngs: nnx.Rngs | None, dtype: DTypeLike) -> Float[Array, "B 1 1"] | float:
     """What a residual branch is multiplied by: 0 or 1 / (1 - rate) for each example; 1 without `rngs`."""
     if rngs is None or rate == 0:
         return 1.0
-    return jax.random.bernoulli(rngs.dropout(), 1 - rate, (batch, 1, 1)) / (1 - rate)
+    return (jax.random.bernoulli(rngs.dropout(), 1 - rate, (batch, 1, 1)) / (1 - rate)).astype(dtype)
 
 
 def sine_positions(valid: np.ndarray, width: int, temperature: float = 10000.0) -> np.ndarray:

@@ -22,9 +22,10 @@ class Upsample(nnx.Module):
 
     def __call__(self, x: Float[Array, "B h w A"]) -> Float[Array, "B 2*h 2*w Z"]:
         batch, height, width, channels = x.shape
-        kernel = self.kernel[...]
+        kernel = self.kernel[...].astype(x.dtype)
         x = (x.reshape(-1, channels) @ kernel.reshape(channels, -1)).reshape(batch, height, width, 2, 2, -1)
-        return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, 2 * height, 2 * width, -1) + self.bias[...]
+        x = x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, 2 * height, 2 * width, -1)
+        return x + self.bias[...].astype(x.dtype)
 
 
 class PyramidLevel(nnx.Module):

@@ -23,7 +23,7 @@ def select_tokens(
     A sentence of fewer than Q tokens gives its first Q positions instead: the padded ones are zero and come back as False.
     """
     text = text * token_mask[..., None]
-    scores = jnp.where(token_mask, text.mean(-1), -jnp.inf)
+    scores = jnp.where(token_mask, layers.wide(text).mean(-1), -jnp.inf)
     ranked = jax.lax.top_k(scores, num_queries)[1]
     enough = token_mask.sum(-1, keepdims=True) >= num_queries
     index = jnp.where(enough, ranked, jnp.arange(num_queries))
@@ -118,7 +118,7 @@ class InstanceQueries(nnx.Module):
             words, word_mask = select_channels(text, self.num_queries)
         patches = image.reshape(batch, -1, channels)
         positions = layers.sine_positions(np.ones((height, width), bool), channels).reshape(-1, channels)
-        looked, attention = self.text_to_image(words, patches, jnp.asarray(positions), rngs=rngs)
+        looked, attention = self.text_to_image(words, patches, jnp.asarray(positions, patches.dtype), rngs=rngs)
         pooled = jnp.where(word_mask[..., None], attention, -jnp.inf).max(1)
         point_map = pooled.reshape(batch, height, width)
         if self.point_selection == "distance":

@@ -6,6 +6,7 @@ by about 1e-4, norms hardly at all. In float64 the gate is the original's, and w
 test.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -58,7 +59,8 @@ NOISE = "head.query_generation.T2I_decoder.layers.0.attentions.0.attn.in_proj_we
 def step(name, dtype="float32"):
     """(total, terms), matches, gradients by the original's names, statistics by the original's names."""
     size, inputs, config = CASES[name]
-    model = models.load(models.without_dropout(models.CONFIGS[size]), size)
+    network = dataclasses.replace(models.without_dropout(models.CONFIGS[size]), compute_dtype=dtype)
+    model = models.load(network, size)
     graph, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
     params, stats = jax.tree.map(lambda x: x.astype(dtype), (params, stats))
     images, *tokens = models.inputs(*inputs)

@@ -63,8 +63,8 @@ def test_five_steps_and_their_average():
     graph, params, stats = train_state.split_model(model)
     optimizer = make_optimizer(config.optim, params, steps_per_epoch=1, num_steps=5)
     mesh = sharding.make_mesh()
-    step_fn = train_state.make_train_step(graph, config, optimizer, mesh)
-    state = train_state.create(params, stats, optimizer, config.train.ema_decay)
+    state = train_state.create(params, stats, optimizer, config.train.ema_decay, mesh)
+    step_fn = train_state.make_train_step(graph, config, optimizer, mesh, state)
     floors = oracle.fixture("f5_optim_fp64")["losses_absdiff"]
     for step in range(len(floors)):
         state, metrics = step_fn(state, sharding.shard_batch(batch(step), mesh))

@@ -1,0 +1,96 @@
+"""Bytes of device memory that a training step needs, as XLA plans them: python -m benchmarks.memory [--sizes base,large] ...
+
+Nothing is computed and no parameter is made: the step is compiled for shapes on virtual CPU devices. The plan is the CPU
+compiler's, which other backends only resemble: it is exact for the state, and for the rest a comparison of meshes and policies.
+bfloat16 is left out: on CPU, XLA computes its products in float32 and keeps copies.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from configs.families import official
+from instancevg_jax import sharding, train_state
+from instancevg_jax.config import Config
+from instancevg_jax.errors import InputError, run_command
+from instancevg_jax.models.instancevg import InstanceVG
+from instancevg_jax.optim import make_optimizer
+from instancevg_jax.types import Batch, Targets
+
+COLUMNS = ("size", "devices", "mesh", "remat", "batch/device", "state GiB", "temporary GiB", "compile s")
+GIB = 2**30
+FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # of code that is never run
+
+
+def settings(size: str, remat: str, batch_size: int) -> Config:
+    """The official gRefCOCO run (base), or RefCOCO's (large), at a batch size."""
+    config = official("refcoco", "large") if size == "large" else official("grefcoco", "base")
+    config.model.remat, config.train.batch_size = remat, batch_size
+    return config
+
+
+def abstract_batch(config: Config, mesh: jax.sharding.Mesh) -> Batch:
+    """Shapes of a global batch, split over the mesh."""
+    model, size, slots = config.model, config.train.batch_size, config.data.max_targets
+    picture = (model.image_height, model.image_width)
+
+    def array(shape: tuple[int, ...], dtype: type) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((size, *shape), dtype, sharding=sharding.batch_sharding(mesh))
+
+    return Batch(
+        images=array((*picture, 3), jnp.float32),
+        token_ids=array((model.max_tokens,), jnp.int32),
+        token_mask=array((model.max_tokens,), jnp.bool_),
+        targets=Targets(
+            boxes=array((slots, 4), jnp.float32),
+            valid=array((slots,), jnp.bool_),
+            masks=array((slots, *picture), jnp.bool_),
+            mask=array(picture, jnp.bool_),
+        ),
+        example_weight=array((), jnp.float32),
+        item=array((), jnp.int32),
+    )
+
+
+def plan(config: Config, mesh: jax.sharding.Mesh) -> tuple[float, float, float]:
+    """GiB a device of the state and of everything that lives only during a step, and the seconds it took to compile."""
+    model = nnx.eval_shape(lambda: InstanceVG(config.model, rngs=nnx.Rngs(0)))
+    graph, params, stats = train_state.split_model(model)
+    optimizer = make_optimizer(config.optim, params, steps_per_epoch=1, num_steps=1)
+    state = train_state.abstract(params, stats, optimizer, config.train.ema_decay, mesh)
+    step = train_state.make_train_step(graph, config, optimizer, mesh, state)
+    start = time.monotonic()
+    memory = step.lower(state, abstract_batch(config, mesh)).compile(FAST).memory_analysis()
+    return memory.alias_size_in_bytes / GIB, memory.temp_size_in_bytes / GIB, time.monotonic() - start
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=(__doc__ or "").split("\n\n")[1])
+    parser.add_argument("--sizes", default="base", help="base, large or both, by commas")
+    parser.add_argument("--devices", default="1,8,64", help="numbers of devices, by commas")
+    parser.add_argument("--remat", default="none,blocks", help="values of model.remat, by commas")
+    parser.add_argument("--batch-per-device", type=int, default=2)
+    given = parser.parse_args(argv)
+    counts = [int(count) for count in given.devices.split(",")]
+    jax.config.update("jax_num_cpu_devices", max(counts))
+    print(" | ".join(COLUMNS), flush=True)
+    for size in given.sizes.split(","):
+        if size not in ("base", "large"):
+            raise InputError(f"--sizes has {size!r}; expected base or large")
+        for count in counts:
+            for data, fsdp in dict.fromkeys([(count, 1), (1, count)]):
+                mesh = sharding.make_mesh(data, fsdp, jax.devices()[:count])
+                for remat in given.remat.split(","):
+                    state, temporary, seconds = plan(settings(size, remat, given.batch_per_device * count), mesh)
+                    row = (size, count, f"{data} x {fsdp}", remat, given.batch_per_device)
+                    print(*row, f"{state:.2f}", f"{temporary:.2f}", f"{seconds:.0f}", sep=" | ", flush=True)
+
+
+if __name__ == "__main__":
+    run_command(lambda: main(sys.argv[1:]))
