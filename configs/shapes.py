@@ -2,8 +2,8 @@
 
     python -m instancevg_jax.train --config configs/shapes.py --workdir runs/demo
 
-Variants: "" trains for minutes on level `basic` (what `make demo` runs); ":half_hour" does so for longer and made the checkpoint
-that comes with the package; ":long" trains on levels `basic` and `full` with finer patches, for up to 150 minutes. What was
+Variants: "" trains for minutes on level `basic` (what `make demo` runs); ":half_hour" does so for longer; ":long" trains on levels
+`basic` and `full` with finer patches, for about one and a half hours, and made the checkpoint that comes with the package. What was
 reached is in the README, measured.
 """
 
