@@ -23,11 +23,7 @@ from instancevg_jax.preprocess import decode_picture
 from instancevg_jax.tokenizer import Tokenizer
 from instancevg_jax.types import Batch
 
-ENDLESS = 2**27 - 1  # items of a split that has no end
-EMPHASIZED, EMPHASIS_TRIES = (
-    2**31,
-    16,
-)  # where the embedded data's emphasized sentences begin, and how many are looked at
+ENDLESS = 2**31 - 1  # items of a split that has no end
 
 
 @dataclass(frozen=True)
@@ -95,7 +91,6 @@ class ShapesSplit:
     """The embedded data as a source of the loader; `len` may be cut short for evaluation.
 
     With a `curriculum`, items are of level "basic" up to that index, and by turns "basic" and of the data set's level from there.
-    With `emphasis`, every second item is a sentence that names a shape and no colour, from a part of the data of its own.
     """
 
     dataset: shapes.ShapesDataset
@@ -104,7 +99,6 @@ class ShapesSplit:
     max_targets: int
     length: int = ENDLESS
     curriculum: int = 0
-    emphasis: bool = False
 
     def __len__(self) -> int:
         return self.length
@@ -116,7 +110,7 @@ class ShapesSplit:
     def transform(self, item: int, rng: np.random.Generator) -> Batch:
         """One example without the batch dimension. Nothing is random: the index says it all."""
         del rng
-        example = self._dataset_of(item)[self._index_of(item)]
+        example = self._dataset_of(item)[item]
         batch = shapes.make_batch([example], self.tokenizer, self.max_tokens, self.max_targets)
         return jax.tree.map(lambda x: x[0], batch)
 
@@ -131,20 +125,11 @@ class ShapesSplit:
 
     def name(self, item: int) -> str:
         """Split, level and index, all that an example is made of."""
-        return f"{self.dataset.split} {self._dataset_of(item).level} {self._index_of(item)}"
+        return f"{self.dataset.split} {self._dataset_of(item).level} {item}"
 
     def _dataset_of(self, item: int) -> shapes.ShapesDataset:
         easy = item < self.curriculum or (self.curriculum and item % 2 == 0)
         return replace(self.dataset, level="basic") if easy else self.dataset
-
-    def _index_of(self, item: int) -> int:
-        """The example of the data set that an item is."""
-        if not self.emphasis or item % 2 == 0:
-            return item
-        dataset, first = self._dataset_of(item), EMPHASIZED + EMPHASIS_TRIES * item
-        tries = range(first, first + EMPHASIS_TRIES)
-        words = (set(dataset.describe(index).attributes) for index in tries)
-        return next((i for i, w in zip(tries, words, strict=True) if "shape" in w and "colour" not in w), first)
 
     def describe(self, record: int) -> Description:
         """`words`: which attributes the sentence names."""
@@ -284,7 +269,7 @@ def train_batches(config: Config, tokenizer: Tokenizer) -> grain.DatasetIterator
     data = config.data
     source = open_split(config, data.train_split, tokenizer)
     if isinstance(source, ShapesSplit):
-        source = replace(source, curriculum=data.shapes_curriculum, emphasis=data.shapes_emphasis)
+        source = replace(source, curriculum=data.shapes_curriculum)
     if data.jitter:
         if not isinstance(source, ReferringSplit):
             raise InputError(f"data.jitter is on; the {data.name!r} data is drawn and has no jitter")

@@ -90,7 +90,6 @@ class DataConfig:
     jitter_flip: float = 0.5  # probability of mirroring with jitter
     shapes_level: str = "basic"  # "basic" or "full"
     shapes_curriculum: int = 0  # > 0: so many training examples are "basic", then every second one is of shapes_level
-    shapes_emphasis: bool = False  # every second training sentence names a shape and no colour: the harder words
     num_eval_examples: int = 0  # 0: the whole split
 
 
