@@ -104,17 +104,22 @@ def train(
 
 
 class Termination:
-    """Within this context SIGTERM does not end the process but sets `requested`."""
+    """Within this context SIGTERM does not end the process but sets `requested`.
+
+    Of several processes, which must all stop after the same step, JAX's own handler takes it: `RunStates.reached_preemption`.
+    """
 
     def __init__(self) -> None:
         self.requested = False
 
     def __enter__(self) -> "Termination":
-        self._before = signal.signal(signal.SIGTERM, self._request)
+        if jax.process_count() == 1:
+            self._before = signal.signal(signal.SIGTERM, self._request)
         return self
 
     def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGTERM, self._before)
+        if jax.process_count() == 1:
+            signal.signal(signal.SIGTERM, self._before)
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
@@ -223,7 +228,8 @@ class _Publisher:
     def __call__(self, state: TrainState, step: int) -> dict[str, dict[str, float]]:
         """The metrics by split."""
         config, names = self._config, self._config.data.eval_splits
-        model = nnx.merge(self._graph, *sharding.gather(train_state.weights(state), self._mesh))
+        # on the host: each process then works on it by itself
+        model = nnx.merge(self._graph, *jax.device_get(sharding.gather(train_state.weights(state), self._mesh)))
         origin = {"origin": "trained by instancevg_jax.train", "step": step, "command": self._command}
         self._save("checkpoint", model, origin)
         if self._compiled is None:
