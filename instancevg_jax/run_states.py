@@ -15,9 +15,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from jaxtyping import Array, UInt32
 
+from instancevg_jax import sharding
 from instancevg_jax.errors import InputError, first_line
 from instancevg_jax.train_state import TrainState
 
@@ -31,7 +34,7 @@ class RunStates:
     def __init__(self, workdir: Path, keep: int) -> None:
         """`keep`: how many states stay, the latest. Raises InputError where another trainer is at work in `workdir`."""
         self._folder, self._aside = (workdir / "state").absolute(), (workdir / "damaged").absolute()
-        self._lock = _lock(workdir / "lock") if jax.process_index() == 0 else None
+        self._lock = _lock_for_all(workdir / "lock")
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, enable_async_checkpointing=True, cleanup_tmp_directories=True
         )
@@ -123,7 +126,7 @@ class RunStates:
 
     def _set_aside(self, damaged: Mapping[int, str]) -> None:
         for step in damaged:
-            if jax.process_index() == 0:
+            if sharding.is_first_process():
                 self._aside.mkdir(exist_ok=True)
                 target = next(p for n in range(1000) if not (p := self._aside / f"{step}.{n}").exists())
                 (self._folder / str(step)).rename(target)
@@ -156,6 +159,22 @@ def _words(leaf: Array) -> UInt32[Array, "..."]:
     leaf = leaf.astype(jnp.uint8) if leaf.dtype == jnp.bool_ else leaf
     unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(leaf.dtype.itemsize, jnp.uint32)
     return jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
+
+
+def _lock_for_all(path: Path) -> int | None:
+    """The lock, taken by the first of the processes; where it cannot be, all of them raise InputError."""
+    lock, refusal = None, None
+    if sharding.is_first_process():
+        try:
+            lock = _lock(path)
+        except InputError as error:
+            refusal = error
+    refused = refusal is not None
+    if jax.process_count() > 1:
+        refused = bool(multihost_utils.broadcast_one_to_all(np.array(refused)))
+    if refused:
+        raise refusal or InputError(f"{path.parent}: another trainer is at work here")
+    return lock
 
 
 def _lock(path: Path) -> int:
