@@ -7,7 +7,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from instancevg_jax.config import Config
+from instancevg_jax.config import Config, check
 from instancevg_jax.errors import InputError
 
 
@@ -31,7 +31,7 @@ def parse(
         The config with its overrides, and the values of options and switches.
 
     Raises:
-        InputError: an unknown flag or field, a value of the wrong type, a config file that is missing.
+        InputError: an unknown flag or field, a value of the wrong type or out of range, a config file that is missing.
         SystemExit: after `--help`.
     """
     values = flags.FlagValues()
@@ -61,6 +61,7 @@ def parse(
     config = values["config"].value
     if not isinstance(config, Config):
         raise InputError(f"{values['config'].value}: get_config() should return an instancevg_jax.config.Config")
+    check(config)
     return config, {name: values[name].value for name in (*options, *(switches or {}))}
 
 

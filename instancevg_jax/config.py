@@ -6,6 +6,7 @@ official configs is set in this project's configs/*.py.
 
 import dataclasses
 import json
+import math
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -193,12 +194,17 @@ def to_json(config: Config) -> str:
 
 
 def from_json(text: str, source: str = "config.json") -> Config:
-    """The inverse of `to_json`. `source` names the file in errors. Raises InputError on unknown fields and wrong types."""
+    """The inverse of `to_json`. `source` names the file in errors. Raises InputError on unknown fields, and as `check` does."""
     try:
         raw = json.loads(text)
     except json.JSONDecodeError as error:
         raise InputError(f"{source}: not valid JSON ({error})") from error
-    return _from_dict(Config, raw, source, "")
+    config = _from_dict(Config, raw, source, "")
+    try:
+        check(config)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from error
+    return config
 
 
 def load(path: str | Path) -> Config:
@@ -207,6 +213,86 @@ def load(path: str | Path) -> Config:
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected the config.json of a checkpoint directory")
     return from_json(path.read_text(), str(path))
+
+
+CHOICES = {
+    "model.point_selection": ("distance", "attention"),
+    "model.text_selection": ("token", "channel"),
+    "model.compute_dtype": ("float32", "bfloat16", "float64"),
+    "model.remat": ("none", "blocks", "dots"),
+    "loss.auxiliary_weights": ("one", "same"),
+    "data.shapes_level": ("basic", "full"),
+    "optim.name": ("adam", "adamw"),
+    "optim.schedule": ("step", "piecewise", "cosine"),
+    "eval.task": ("gres", "refcoco", "refzom", "rrefcoco"),
+    "eval.protocol": ("official", "strict"),
+    "eval.resolution": ("network", "original"),
+    "eval.no_target_rule": ("sigmoid", "softmax"),
+    "eval.mask_merge": ("merge", "global", "instance"),
+    "train.bad_steps": ("stop", "skip"),
+    "train.checkpoint_dtype": ("float32", "float16"),
+}
+# field -> least and greatest value
+RANGES = {
+    **{f"model.{f.name}": (1, math.inf) for f in dataclasses.fields(ModelConfig) if f.type in ("int", int)},
+    **dict.fromkeys(("model.drop_path", "model.head_dropout", "train.ema_decay"), (0, 1)),
+    **dict.fromkeys(("eval.score_threshold", "eval.mask_threshold", "eval.nms_threshold", "data.jitter_flip"), (0, 1)),
+    **dict.fromkeys(("train.batch_size", "train.accumulate_steps", "train.log_every"), (1, math.inf)),
+    **dict.fromkeys(("train.keep_checkpoints", "eval.batch_size", "data.max_targets"), (1, math.inf)),
+    **dict.fromkeys(
+        ("train.num_steps", "train.num_epochs", "train.eval_every", "train.checkpoint_every"), (0, math.inf)
+    ),
+    **dict.fromkeys(("data.num_workers", "data.num_processes", "data.picture_cache_mb"), (0, math.inf)),
+    **dict.fromkeys(("data.num_eval_examples", "data.shapes_curriculum", "optim.learning_rate"), (0, math.inf)),
+    **dict.fromkeys(
+        ("optim.warmup_steps", "optim.warmup_epochs", "optim.clip_norm", "optim.weight_decay"), (0, math.inf)
+    ),
+}
+
+
+def check(config: Config) -> None:
+    """Raise InputError for the first setting that names no choice, is out of range, or does not fit another one."""
+    for name, choices in CHOICES.items():
+        if (value := _get(config, name)) not in choices:
+            raise InputError(f"{name} is {value!r}; expected one of {', '.join(choices)}")
+    for name, (least, greatest) in RANGES.items():
+        value = _get(config, name)
+        if not least <= value <= greatest:
+            expected = f"at least {least}" if greatest == math.inf else f"{least} to {greatest}"
+            raise InputError(f"{name} is {value}; expected {expected}")
+    _check_sizes(config.model)
+
+
+def _check_sizes(model: ModelConfig) -> None:
+    patch, tokens = model.patch_size, model.max_tokens
+    grid = model.image_height // patch, model.image_width // patch
+    for name, part, whole in (
+        ("image_height", "patch_size", "pictures are cut into whole patches"),
+        ("image_width", "patch_size", "pictures are cut into whole patches"),
+        ("width", "num_heads", "a head takes an equal part"),
+        ("head_width", "decoder_heads", "a head takes an equal part"),
+    ):
+        if getattr(model, name) % getattr(model, part):
+            told = f"model.{name} is {getattr(model, name)}, model.{part} {getattr(model, part)}"
+            raise InputError(f"{told}; expected a multiple: {whole}")
+    if model.head_width % 4:
+        raise InputError(f"model.head_width is {model.head_width}; expected a multiple of 4 (sine positions)")
+    if min(grid) < 2:
+        raise InputError(
+            f"pictures of {grid[0]} x {grid[1]} patches; expected 2 x 2 at least (model.image_height, patch_size)"
+        )
+    most = min(tokens, grid[0] * grid[1])
+    if model.num_queries > most:
+        told = f"model.num_queries is {model.num_queries} with {tokens} tokens and {grid[0] * grid[1]} patches"
+        raise InputError(f"{told}; expected at most {most}")
+    if tokens > model.max_text_positions - 2:
+        told = f"model.max_tokens is {tokens}, model.max_text_positions {model.max_text_positions}"
+        raise InputError(f"{told}; expected at most {model.max_text_positions - 2} tokens: two positions are not used")
+
+
+def _get(config: Config, name: str) -> typing.Any:
+    section, field_name = name.split(".")
+    return getattr(getattr(config, section), field_name)
 
 
 def _from_dict(cls: type, raw: object, source: str, prefix: str):

@@ -1,5 +1,6 @@
 """The one error type that a user's mistake raises, and how a command ends on it."""
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -19,8 +20,16 @@ def run_command(main: Callable[[], None]) -> None:
     try:
         main()
     except InputError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        _leave(f"error: {' '.join(str(error).split())}", 2)
     except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
-        sys.exit(130)
+        _leave("error: interrupted", 130)
+
+
+def _leave(message: str, status: int) -> None:
+    """End the process; one of several at once, since an orderly end waits for the others, and they for this one's work."""
+    print(message, file=sys.stderr, flush=True)
+    jax = sys.modules.get("jax")
+    if jax is not None and jax.distributed.is_initialized():
+        sys.stdout.flush()
+        os._exit(status)
+    sys.exit(status)

@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 from data_pipelines import loader, splits
 from data_pipelines.records import is_training
 from instancevg_jax import coco_results, sharding
-from instancevg_jax.config import Config
+from instancevg_jax.config import Config, check
 from instancevg_jax.errors import InputError
 from instancevg_jax.metrics import COLUMNS, Metrics, Row, Truth, answers, resized, truths
 from instancevg_jax.models.instancevg import InstanceVG
@@ -27,7 +27,6 @@ from instancevg_jax.types import Batch, Predictions
 
 RULES = ("sigmoid", "softmax")  # how "nothing is meant" is read off; both are measured
 HEADLINES = {"gres": "gIoU", "refcoco": "mIoU", "refzom": "mIoU", "rrefcoco": "rIoU"}  # task -> the metric to choose by
-RESOLUTIONS = ("network", "original")
 
 
 @dataclass(frozen=True)
@@ -61,8 +60,7 @@ class Evaluator:
         Raises:
             InputError: a setting that does not exist, or a batch size that the devices do not divide.
         """
-        if config.eval.resolution not in RESOLUTIONS:
-            raise InputError(f"eval.resolution is {config.eval.resolution!r}; expected one of {', '.join(RESOLUTIONS)}")
+        check(config)
         self._mesh = sharding.make_mesh()
         sharding.check_batch_size(config.eval.batch_size, self._mesh, "eval.batch_size")
         self._config, self._tokenizer, self._coco = config, tokenizer, coco
@@ -76,7 +74,7 @@ class Evaluator:
         and for a training split of real data, of whose sentences one is drawn, where the picture's own pixels are asked for.
         """
         config = self._config
-        source = _open(config, split, self._tokenizer, self._coco)
+        source = open_measured(config, split, self._tokenizer, self._coco)
         measures = _Measures(config, source, self._thresholds, self._coco)
         state = jax.device_put(nnx.state(model), sharding.replicated(self._mesh))
         shard, shards = jax.process_index(), jax.process_count()
@@ -102,11 +100,13 @@ class Evaluator:
                 told = time.monotonic()
                 done = (number + 1) * config.eval.batch_size
                 left = (told - start) / done * max(len(source) - done, 0)
-                print(f"{split}: {done}/{len(source)}, {done / (told - start):.0f} records/s, {duration(left)} left")
+                rate = done / (told - start)
+                sharding.say(f"{split}: {done}/{len(source)}, {rate:.0f} records/s, {duration(left)} left")
         return measures.result(split, time.monotonic() - start)
 
 
-def _open(config: Config, split: str, tokenizer: Tokenizer, coco: bool) -> splits.Split:
+def open_measured(config: Config, split: str, tokenizer: Tokenizer, coco: bool = False) -> splits.Split:
+    """The split with `data.num_eval_examples` of its records. Raises InputError as `Evaluator.__call__` does."""
     source = splits.open_split(config, split, tokenizer, length=config.data.num_eval_examples)
     if len(source) == splits.ENDLESS:
         raise InputError(f"split {split!r} of {config.data.name!r} has no end: set data.num_eval_examples")
@@ -244,6 +244,12 @@ def _referring_accuracy(rows: dict[int, Row]) -> dict[str, float]:
     """REC: the best scored box is right (IoU >= 0.5), over the records that mean exactly one object."""
     hits = [row["best_box_iou"] >= 0.5 for row in rows.values() if row["num_targets"] == 1]
     return {"REC": 100.0 * float(np.mean(hits)) if hits else float("nan")}
+
+
+def metric_names(config: Config) -> list[str]:
+    """What a split is measured by."""
+    nothing = Metrics(config.eval.task, config.eval.score_threshold, config.eval.protocol)
+    return [*nothing.result(), *_referring_accuracy({})]
 
 
 def summary(metrics: dict[str, float]) -> str:

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from tensorboardX import SummaryWriter
 
+from instancevg_jax import sharding
 from instancevg_jax.version import __version__, git_commit
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain")
@@ -107,8 +108,18 @@ class RunLog:
         if self._board is not None:
             self._board.add_image(name, rgb, step, dataformats="HWC")
 
-    def close(self) -> None:
-        """Flush and close both files."""
+    def has(self, step: int) -> bool:
+        """Whether an evaluation after this step is in metrics.jsonl (on the first process; the others say what it says)."""
+        there = False
+        if self._workdir is not None:
+            rows = [json.loads(line) for line in (self._workdir / "metrics.jsonl").read_text().splitlines() if line]
+            there = any(row["step"] == step and row["group"] != "train" for row in rows)
+        return not sharding.on_all_processes(self._workdir is None or not there)
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
         if self._file is not None and self._board is not None:
             self._file.close()
             self._board.close()

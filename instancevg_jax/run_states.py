@@ -15,9 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 from jaxtyping import Array, UInt32
 
 from instancevg_jax import sharding
@@ -80,16 +78,18 @@ class RunStates:
         """
         damaged: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
+            found, problem = None, "on another process"
             try:
-                found, about = self._read(step, state)
+                found = self._read(step, state)
             except InputError:
                 raise
             except Exception as error:  # Orbax and tensorstore raise many types for a damaged file
-                damaged[step] = first_line(error)
-                print(f"warning: {self._folder / str(step)} is damaged ({damaged[step]})", flush=True)
-                continue
-            self._set_aside(damaged)
-            return found, about["data"], step
+                problem = first_line(error)
+            if sharding.on_all_processes(found is not None) and found is not None:
+                self._set_aside(damaged)
+                return found[0], found[1]["data"], step
+            damaged[step] = problem
+            print(f"warning: {self._folder / str(step)} is damaged ({problem})", flush=True)
         if damaged:
             raise InputError(
                 f"{self._folder}: none of its {len(damaged)} states can be read; move it away to start anew"
@@ -125,14 +125,15 @@ class RunStates:
             )
 
     def _set_aside(self, damaged: Mapping[int, str]) -> None:
-        for step in damaged:
-            if sharding.is_first_process():
-                self._aside.mkdir(exist_ok=True)
-                target = next(p for n in range(1000) if not (p := self._aside / f"{step}.{n}").exists())
-                (self._folder / str(step)).rename(target)
-                print(f"warning: set it aside as {target}", flush=True)
-        if damaged:
-            self._manager.reload()
+        if not damaged:
+            return
+        for step in damaged if sharding.is_first_process() else ():
+            self._aside.mkdir(exist_ok=True)
+            target = next(p for n in range(1000) if not (p := self._aside / f"{step}.{n}").exists())
+            (self._folder / str(step)).rename(target)
+            print(f"warning: set it aside as {target}", flush=True)
+        sharding.wait_for_all("damaged states are set aside")
+        self._manager.reload()
 
     def _not_saved(self, step: int | None, error: Exception) -> InputError:
         return InputError(f"{self._folder}: the state of step {step} was not saved ({first_line(error)})")
@@ -169,24 +170,29 @@ def _lock_for_all(path: Path) -> int | None:
             lock = _lock(path)
         except InputError as error:
             refusal = error
-    refused = refusal is not None
-    if jax.process_count() > 1:
-        refused = bool(multihost_utils.broadcast_one_to_all(np.array(refused)))
-    if refused:
+    if not sharding.on_all_processes(refusal is None):
         raise refusal or InputError(f"{path.parent}: another trainer is at work here")
     return lock
 
 
 def _lock(path: Path) -> int:
     """An open file with an exclusive lock on it, which ends with the process however it ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise InputError(f"{path.parent}: cannot be written to ({error.strerror})") from error
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         holder = os.read(handle, 100).decode(errors="replace").strip()
         os.close(handle)
         raise InputError(f"{path.parent}: another trainer is at work here ({holder or 'unknown'})") from error
+    except OSError as error:
+        os.close(handle)
+        raise InputError(
+            f"{path}: cannot be locked ({error.strerror}); choose a --workdir whose file system can"
+        ) from error
     os.ftruncate(handle, 0)
     os.write(handle, json.dumps({"host": os.uname().nodename, "pid": os.getpid()}).encode())
     return handle

@@ -153,6 +153,11 @@ def say(text: str) -> None:
         print(text, flush=True)
 
 
+def on_all_processes(true: bool) -> bool:
+    """Whether it is true on every one of the processes, all of which must ask."""
+    return true if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(true)).all())
+
+
 def wait_for_all(name: str) -> None:
     """Return when every process has come here. `name` must be the same on all."""
     multihost_utils.sync_global_devices(name)

@@ -11,12 +11,14 @@ state and end with status 0. What it leaves behind:
     bad_steps.jsonl             steps that were skipped, with what was in their batches
 """
 
+import contextlib
+import dataclasses
 import json
 import math
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -30,7 +32,7 @@ from instancevg_jax import checkpoint, command_line, optim, sharding, train_stat
 from instancevg_jax import config as configs
 from instancevg_jax.config import Config
 from instancevg_jax.errors import InputError, run_command
-from instancevg_jax.evaluation import HEADLINES, Evaluator, summary
+from instancevg_jax.evaluation import HEADLINES, Evaluator, metric_names, open_measured, summary
 from instancevg_jax.files import write_atomically
 from instancevg_jax.models.instancevg import InstanceVG
 from instancevg_jax.predictor import Predictor
@@ -42,6 +44,12 @@ from instancevg_jax.visualize import Truth, draw_grounding
 
 PICTURES = 8  # answers that TensorBoard shows of each evaluation
 PROFILE_AFTER = 10  # steps before a trace begins
+# what must stay as it is, besides the network, when a run goes on: its state and its place in the data would not fit
+FIXED = (
+    *("data.name", "data.train_split", "data.shapes_level", "data.shapes_curriculum"),
+    *("train.batch_size", "train.seed", "train.ema_decay"),
+    *("optim.name", "optim.amsgrad", "optim.frozen"),
+)
 
 
 def train(
@@ -52,13 +60,15 @@ def train(
     `command` is noted in the checkpoint. `profile` > 0: write a trace of so many steps to WORKDIR/profile.
     """
     settings = config.train
-    _check_settings(config)
+    configs.check(config)
     mesh = sharding.make_mesh(settings.mesh_data, settings.mesh_fsdp)
     sharding.check_batch_size(settings.batch_size, mesh, "train.batch_size", settings.accumulate_steps)
     tokenizer = splits.load_tokenizer(config)
     if tokenizer.vocab_size > config.model.vocab_size:
         raise InputError(f"the tokenizer has {tokenizer.vocab_size} ids, model.vocab_size is {config.model.vocab_size}")
     num_steps, steps_per_epoch = _steps(config, tokenizer)
+    _check_evaluation(config, tokenizer)
+    _check_profile(profile, num_steps)
     batches = splits.train_batches(config, tokenizer)
     graph, params, stats = train_state.split_model(_initial_model(config))
     optimizer = optim.make_optimizer(config.optim, params, steps_per_epoch=steps_per_epoch, num_steps=num_steps)
@@ -66,51 +76,69 @@ def train(
     state = train_state.create(params, stats, optimizer, settings.ema_decay, mesh)
     train_step = train_state.make_train_step(graph, config, optimizer, mesh, state)
 
-    with RunStates(workdir, settings.keep_checkpoints) as states, Termination() as termination:
+    with (
+        RunStates(workdir, settings.keep_checkpoints) as states,
+        Termination() as termination,
+        RunLog(workdir if sharding.is_first_process() else None) as log,
+        _Trace(workdir / "profile", profile) as trace,
+    ):
         _check_workdir(workdir, config)
         state, start = _restore(states, state, batches)
         if sharding.is_first_process():
             write_atomically(workdir / "config.json", configs.to_json(config).encode())
-        log = RunLog(workdir if sharding.is_first_process() else None)
         log.start(start, command)
         sharding.say(_greeting(config, params, mesh, num_steps))
-        publish = _Publisher(graph, config, mesh, tokenizer, workdir, log, command)
+        evaluate = _Publisher(graph, config, mesh, tokenizer, workdir, log, command)
         report = _Report(config, tokenizer, workdir, log, Progress(num_steps, settings.batch_size))
-        trace = _Trace(workdir / "profile", start + PROFILE_AFTER, profile)
-        for step in range(start + 1, num_steps + 1):
-            trace.before(step)
-            before = time.monotonic()
-            batch = next(batches)
-            report.waited += time.monotonic() - before
-            state, metrics = train_step(state, sharding.shard_batch(batch, mesh))
-            report.add(step, metrics, batch.item)
-            trace.after(step, metrics)
-            if step == start + 1:
-                report.first(time.monotonic() - before)
-            if step % settings.log_every == 0 or step == num_steps:
-                report.write(float(rate(np.int32(step - 1))))
-            stopping = termination.requested or states.reached_preemption(step)
-            if stopping or step == num_steps or _every(settings.checkpoint_every, step):
-                states.save(step, state, json.loads(json.dumps(batches.get_state())))
-            if stopping and step < num_steps:
-                states.wait()
-                sharding.say(f"stopped by a signal; the same command goes on from step {step}")
-                return None
-            if _every(settings.eval_every, step) and step < num_steps:
-                publish(state, step)
-        results = publish(state, max(start, num_steps))
-        log.close()
-    return results
+        try:
+            if start < num_steps and _every(settings.eval_every, start) and not log.has(start):
+                with termination.at_once():
+                    evaluate(state, start)  # a signal ended it before
+            for step in range(start + 1, num_steps + 1):
+                trace.before(step - start)
+                before = time.monotonic()
+                batch = next(batches)
+                report.waited += time.monotonic() - before
+                state, metrics = train_step(state, sharding.shard_batch(batch, mesh))
+                report.add(step, metrics, batch.item)
+                trace.after(step - start, metrics)
+                if step == start + 1:
+                    report.first(time.monotonic() - before)
+                stopping = termination.requested or states.reached_preemption(step)
+                if stopping or step == num_steps or step % settings.log_every == 0:
+                    report.write(float(rate(np.int32(step - 1))))
+                evaluating = _every(settings.eval_every, step) and step < num_steps
+                if stopping or evaluating or step == num_steps or _every(settings.checkpoint_every, step):
+                    states.save(step, state, json.loads(json.dumps(batches.get_state())))
+                if stopping and step < num_steps:
+                    raise Terminated(step)
+                if evaluating:
+                    with termination.at_once():
+                        evaluate(state, step)
+            with termination.at_once():
+                return evaluate(state, max(start, num_steps))
+        except Terminated as stopped:
+            states.wait()
+            after = stopped.step or int(state.step)
+            sharding.say(f"stopped by a signal; the same command goes on from step {after}")
+    return None
+
+
+class Terminated(Exception):
+    """A signal asks this run to end. What has been done is saved, or is being saved; `step`: up to which step."""
+
+    def __init__(self, step: int = 0) -> None:
+        self.step = step
 
 
 class Termination:
-    """Within this context SIGTERM does not end the process but sets `requested`.
+    """Within this context SIGTERM does not end the process but sets `requested`, and within `at_once` raises Terminated.
 
     Of several processes, which must all stop after the same step, JAX's own handler takes it: `RunStates.reached_preemption`.
     """
 
     def __init__(self) -> None:
-        self.requested = False
+        self.requested, self._at_once = False, False
 
     def __enter__(self) -> "Termination":
         if jax.process_count() == 1:
@@ -121,8 +149,21 @@ class Termination:
         if jax.process_count() == 1:
             signal.signal(signal.SIGTERM, self._before)
 
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Within this, nothing is lost when the work is broken off: raises Terminated at a signal."""
+        self._at_once = True
+        try:
+            if self.requested:
+                raise Terminated
+            yield
+        finally:
+            self._at_once = False
+
     def _request(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
+        if self._at_once:
+            raise Terminated
 
 
 class _Report:
@@ -186,22 +227,31 @@ class _Report:
 
 
 class _Trace:
-    """A profiler trace of `count` steps after step `after`; none where `count` is 0."""
+    """A profiler trace of `count` steps of this process after its first PROFILE_AFTER; none where `count` is 0."""
 
-    def __init__(self, folder: Path, after: int, count: int) -> None:
-        self._folder, self._first, self._last = folder, after + 1, after + count
+    def __init__(self, folder: Path, count: int) -> None:
+        self._folder, self._count, self._tracing = folder, count, False
 
-    def before(self, step: int) -> None:
-        """Begin if it is time."""
-        if step == self._first <= self._last:
+    def __enter__(self) -> "_Trace":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._tracing:
+            jax.profiler.stop_trace()
+
+    def before(self, number: int) -> None:
+        """Begin if it is time. `number`: of this process's steps, from 1."""
+        if self._count and number == PROFILE_AFTER + 1:
             jax.profiler.start_trace(str(self._folder))
+            self._tracing = True
 
-    def after(self, step: int, metrics: Any) -> None:
+    def after(self, number: int, metrics: Any) -> None:
         """End if it is time, with the step's work done."""
-        if step == self._last >= self._first:
+        if self._tracing and number == PROFILE_AFTER + self._count:
             jax.block_until_ready(metrics)
             jax.profiler.stop_trace()
-            sharding.say(f"trace of steps {self._first} to {self._last}: {self._folder}")
+            self._tracing = False
+            sharding.say(f"trace of {self._count} steps: {self._folder}")
 
 
 def _every(steps: int, step: int) -> bool:
@@ -247,9 +297,7 @@ class _Publisher:
         return results
 
     def _keep_best(self, model: InstanceVG, origin: dict[str, Any], split: str, results: dict[str, float]) -> None:
-        metric = self._config.train.best_metric or HEADLINES[self._config.eval.task]
-        if metric not in results:
-            raise InputError(f"train.best_metric is {metric!r}; expected one of {', '.join(results)}")
+        metric = _best_metric(self._config)
         score = results[metric]
         if self._config.train.eval_every and score > _best_so_far(self._workdir, split, metric):
             self._save("best", model, {**origin, "best": {"split": split, "metric": metric, "value": score}})
@@ -283,19 +331,25 @@ def _log_pictures(log: RunLog, step: int, predictor: Predictor, split: str) -> N
         log.picture(step, f"{split}/{record}", draw_grounding(about.picture, grounding, about.expression, truth))
 
 
-def _check_settings(config: Config) -> None:
+def _check_evaluation(config: Config, tokenizer: Tokenizer) -> None:
     """Refuse before hours of training what would fail at their end."""
-    if config.train.bad_steps not in ("stop", "skip"):
-        raise InputError(f"train.bad_steps is {config.train.bad_steps!r}; expected 'stop' or 'skip'")
-    if config.train.checkpoint_dtype not in ("float32", "float16"):
+    sharding.check_batch_size(config.eval.batch_size, sharding.make_mesh(), "eval.batch_size")
+    for split in config.data.eval_splits:
+        open_measured(config, split, tokenizer)
+    if (metric := _best_metric(config)) not in (names := metric_names(config)):
+        raise InputError(f"train.best_metric is {metric!r}; expected one of {', '.join(names)}")
+
+
+def _best_metric(config: Config) -> str:
+    return config.train.best_metric or HEADLINES[config.eval.task]
+
+
+def _check_profile(count: int, num_steps: int) -> None:
+    if count and num_steps < PROFILE_AFTER + count:
+        needed = PROFILE_AFTER + count
         raise InputError(
-            f"train.checkpoint_dtype is {config.train.checkpoint_dtype!r}; expected 'float32' or 'float16'"
+            f"--profile {count} needs {needed} steps, {PROFILE_AFTER} before its own; there are {num_steps}"
         )
-    if config.eval.task not in HEADLINES:
-        raise InputError(f"eval.task is {config.eval.task!r}; expected one of {', '.join(HEADLINES)}")
-    for name in ("log_every", "keep_checkpoints"):
-        if getattr(config.train, name) < 1:
-            raise InputError(f"train.{name} is {getattr(config.train, name)}; expected at least 1")
 
 
 def _initial_model(config: Config) -> InstanceVG:
@@ -317,13 +371,22 @@ def _steps(config: Config, tokenizer: Tokenizer) -> tuple[int, int]:
 
 
 def _check_workdir(workdir: Path, config: Config) -> None:
-    """Refuse to go on with a run of another network or optimizer: its state would not fit."""
+    """Refuse to go on with a run whose state, or place in the data, would not fit; say what else has changed since."""
     if not (workdir / "state").is_dir() or not (workdir / "config.json").is_file():
         return
-    stored = configs.load(workdir / "config.json")
-    for name in ("model", "optim"):
-        if getattr(stored, name) != getattr(config, name):
-            raise InputError(f"{workdir} holds a run with another {name!r} section; choose another --workdir")
+    before, now = (_flat(c) for c in (configs.load(workdir / "config.json"), config))
+    changed = [name for name in now if now[name] != before[name]]
+    for name in changed:
+        told = f"{name} is {now[name]!r}, and was {before[name]!r}"
+        if name.startswith("model.") or name in FIXED:
+            raise InputError(f"{workdir} holds a run of another kind: {told}; choose another --workdir")
+        sharding.say(f"changed since the last start: {told}")
+
+
+def _flat(config: Config) -> dict[str, Any]:
+    """Dotted field name -> value."""
+    sections = dataclasses.asdict(config).items()
+    return {f"{section}.{name}": value for section, fields in sections for name, value in fields.items()}
 
 
 def _greeting(config: Config, params: Any, mesh: jax.sharding.Mesh, num_steps: int) -> str:

@@ -74,6 +74,28 @@ def test_sigterm_saves_and_ends_well_and_the_rest_is_bit_equal(tmp_path):
     assert f"--workdir={parts}" in starts[0]["command"]
 
 
+def test_sigterm_during_an_evaluation_ends_it_and_it_is_made_later(tmp_path):
+    more = ["--config.train.eval_every=2", "--config.data.num_eval_examples=1000000"]
+    process = subprocess.Popen([*COMMAND, *more, *arguments(tmp_path, 4)], stdout=subprocess.PIPE, text=True)
+    wait_for(tmp_path / "checkpoint", process)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate()[0]
+    assert process.returncode == 0
+    assert "stopped by a signal; the same command goes on from step 2" in said
+    train.main([*FAST, "--config.train.eval_every=2", *arguments(tmp_path, 4)])
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if row["group"] == "val"] == [2, 4]
+
+
+def test_a_run_goes_on_with_another_rate_but_not_with_another_batch(tmp_path, capsys):
+    train.main([*FAST, *arguments(tmp_path, 2)])
+    with pytest.raises(InputError, match=r"another kind: train.batch_size is 8, and was 4; choose another --workdir"):
+        train.main([*FAST, "--config.train.batch_size=8", *arguments(tmp_path, 4)])
+    train.main([*FAST, "--config.optim.clip_norm=0.5", *arguments(tmp_path, 4)])
+    assert "changed since the last start: optim.clip_norm is 0.5, and was 1.0" in capsys.readouterr().out
+    assert newest(tmp_path) == 4
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 def test_killed_twenty_times_at_random_moments(tmp_path):
@@ -176,6 +198,8 @@ def test_best_checkpoint_profile_and_pictures(tmp_path, capsys):
 def test_profile_writes_a_trace(tmp_path):
     train.main([*FAST, *arguments(tmp_path, 13), "--profile=2"])
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+    with pytest.raises(InputError, match="--profile 4 needs 14 steps, 10 before its own; there are 13"):
+        train.main([*FAST, *arguments(tmp_path, 13), "--profile=4"])
     with pytest.raises(InputError, match="--profile is 'many'"):
         train.main([*FAST, *arguments(tmp_path, 13), "--profile=many"])
 
@@ -187,6 +211,13 @@ def test_profile_writes_a_trace(tmp_path):
         ("--config.train.log_every=0", "train.log_every is 0"),
         ("--config.train.checkpoint_dtype=int8", "train.checkpoint_dtype is 'int8'"),
         ("--config.eval.task=rec", "eval.task is 'rec'"),
+        ("--config.eval.resolution=full", "eval.resolution is 'full'"),
+        ("--config.eval.batch_size=0", "eval.batch_size is 0"),
+        ("--config.data.eval_splits=('vall',)", "'vall'"),
+        ("--config.data.num_eval_examples=0", "split 'val' of 'shapes' has no end"),
+        ("--config.train.best_metric=gIuO", "train.best_metric is 'gIuO'; expected one of gIoU, cIoU"),
+        ("--config.train.ema_decay=1.5", "train.ema_decay is 1.5; expected 0 to 1"),
+        ("--config.train.eval_every=-1", "train.eval_every is -1; expected at least 0"),
     ],
 )
 def test_bad_settings_are_refused_before_anything_is_written(tmp_path, argument, says):

@@ -1,0 +1,44 @@
+"""Settings that cannot work are named before anything is built."""
+
+import dataclasses
+
+import pytest
+
+from instancevg_jax import config as configs
+from instancevg_jax.config import Config, ModelConfig
+from instancevg_jax.errors import InputError
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"image_height": 100}, "model.image_height is 100, model.patch_size 16; expected a multiple"),
+        ({"num_heads": 5}, "model.width is 768, model.num_heads 5"),
+        ({"num_heads": 0}, "model.num_heads is 0; expected at least 1"),
+        ({"image_width": -320}, "model.image_width is -320"),
+        ({"decoder_heads": 3}, "model.head_width is 256, model.decoder_heads 3"),
+        ({"head_width": 6, "decoder_heads": 2}, "model.head_width is 6; expected a multiple of 4"),
+        ({"num_queries": 51}, "model.num_queries is 51 with 50 tokens and 400 patches; expected at most 50"),
+        ({"image_height": 32, "image_width": 32}, "model.num_queries is 10 with 50 tokens and 4 patches"),
+        ({"image_height": 16, "num_queries": 1}, "pictures of 1 x 20 patches"),
+        ({"max_tokens": 31, "max_text_positions": 32}, "expected at most 30 tokens"),
+        ({"drop_path": 1.5}, "model.drop_path is 1.5; expected 0 to 1"),
+        ({"point_selection": "far"}, "model.point_selection is 'far'; expected one of distance, attention"),
+        ({"text_selection": "word"}, "model.text_selection is 'word'"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_named(change, says):
+    """From a file too, which is named."""
+    wrong = Config(model=dataclasses.replace(ModelConfig(), **change))
+    with pytest.raises(InputError, match=says):
+        configs.check(wrong)
+    with pytest.raises(InputError, match=f"some.json: .*{says}"):
+        configs.from_json(configs.to_json(wrong), "some.json")
+
+
+def test_every_listed_field_exists():
+    config = Config()
+    for name in (*configs.CHOICES, *configs.RANGES):
+        section, field = name.split(".")
+        assert hasattr(getattr(config, section), field), name
+    assert "model.num_queries" in configs.RANGES
