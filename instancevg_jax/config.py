@@ -281,10 +281,12 @@ def _check_sizes(model: ModelConfig) -> None:
         raise InputError(
             f"pictures of {grid[0]} x {grid[1]} patches; expected 2 x 2 at least (model.image_height, patch_size)"
         )
-    most = min(tokens, grid[0] * grid[1])
-    if model.num_queries > most:
-        told = f"model.num_queries is {model.num_queries} with {tokens} tokens and {grid[0] * grid[1]} patches"
-        raise InputError(f"{told}; expected at most {most}")
+    for count, things in ((tokens, "tokens"), (grid[0] * grid[1], "patches")):
+        by_rank = things == "tokens" or model.point_selection == "attention"  # a point may be chosen twice, a rank not
+        if by_rank and model.num_queries > count:
+            raise InputError(
+                f"model.num_queries is {model.num_queries} with {count} {things}; expected at most {count}"
+            )
     if tokens > model.max_text_positions - 2:
         told = f"model.max_tokens is {tokens}, model.max_text_positions {model.max_text_positions}"
         raise InputError(f"{told}; expected at most {model.max_text_positions - 2} tokens: two positions are not used")

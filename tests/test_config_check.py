@@ -18,8 +18,11 @@ from instancevg_jax.errors import InputError
         ({"image_width": -320}, "model.image_width is -320"),
         ({"decoder_heads": 3}, "model.head_width is 256, model.decoder_heads 3"),
         ({"head_width": 6, "decoder_heads": 2}, "model.head_width is 6; expected a multiple of 4"),
-        ({"num_queries": 51}, "model.num_queries is 51 with 50 tokens and 400 patches; expected at most 50"),
-        ({"image_height": 32, "image_width": 32}, "model.num_queries is 10 with 50 tokens and 4 patches"),
+        ({"num_queries": 51}, "model.num_queries is 51 with 50 tokens; expected at most 50"),
+        (
+            {"image_height": 32, "image_width": 32, "point_selection": "attention"},
+            "model.num_queries is 10 with 4 patches; expected at most 4",
+        ),
         ({"image_height": 16, "num_queries": 1}, "pictures of 1 x 20 patches"),
         ({"max_tokens": 31, "max_text_positions": 32}, "expected at most 30 tokens"),
         ({"drop_path": 1.5}, "model.drop_path is 1.5; expected 0 to 1"),
