@@ -96,6 +96,23 @@ def test_jitter_is_for_training_alone(config: Config):
     assert splits._jitter(config.data) == Jitter()
 
 
+def test_what_the_protocol_or_the_task_would_misread_is_refused(config: Config, tmp_path: Path):
+    tokenizer = splits.load_tokenizer(config)
+    lines = [
+        {"image": "0.jpg", "split": s, "expressions": "a", "objects": [{"box": [1, 1, 9, 9]}]} for s in ("train", "val")
+    ]
+    (tmp_path / "b.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    prepare("custom", [tmp_path / "b.jsonl"], tmp_path / "images", tmp_path / "data", overwrite=True)
+    with pytest.raises(InputError, match=r"train: record .* has an object with only a box or only a mask, which eval"):
+        splits.open_split(config, "train", tokenizer)
+    config.eval.protocol = "strict"
+    assert len(splits.open_split(config, "val", tokenizer)) == 1
+    config.eval.task = "rrefcoco"
+    with pytest.raises(InputError, match=r"val: record .* is in no group, and the metrics of eval.task 'rrefcoco'"):
+        splits.open_split(config, "val", tokenizer)
+    assert len(splits.open_split(config, "train", tokenizer)) == 1
+
+
 @pytest.mark.slow
 def test_worker_processes_give_the_same_batches(config: Config):
     plain = epochs(config, 3)
