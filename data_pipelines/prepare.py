@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from data_pipelines import annotations
+from data_pipelines.fields import at_least_one
 from data_pipelines.records import Record, by_split, is_partial, most_objects
 from data_pipelines.referring import (
     FAMILIES,
@@ -49,8 +50,7 @@ def prepare(
         raise InputError(f"{images}: no such folder; expected the pictures")
     if data_dir.exists() and not data_dir.is_dir():
         raise InputError(f"{data_dir}: is a file; expected a folder to write to")
-    if num_workers < 1:
-        raise InputError(f"--workers is {num_workers}; expected at least 1")
+    at_least_one(num_workers, "--workers")
     records = [record for path in annotation_files for record in annotations.read(path)]
     if not records:
         raise InputError(f"{', '.join(map(str, annotation_files))}: no record; expected at least one")

@@ -128,10 +128,15 @@ def test_a_mask_drawn_at_another_size_equals_the_whole_one_resized():
             assert ours.flags.c_contiguous
 
 
-@pytest.mark.parametrize("counts", ["", "0", "P", "PPPPPPPPPPPPPPPP2", "04", "02o", "2222", "n4", "ee2Wf", "é"])
+@pytest.mark.parametrize(
+    "counts", ["", "0", "P", "PPPPPPPPPPPPPPPP2", "04", "02o", "2222", "n4", "ee2Wf", "é", "6p", "\ud800"]
+)
 def test_an_rle_that_does_not_fill_its_size_is_refused_at_any_size(counts: str):
     with pytest.raises(InputError, match="the RLE does not fill a mask of 3 x 2"):
         masks.decode_resized(RLE(2, 3, counts), 4, 4)
+    for read in (masks.decode, lambda rle: masks.to_rle(rle, 2, 3)):
+        with pytest.raises(InputError, match="the RLE does not fill a mask of 3 x 2"):
+            read(RLE(2, 3, counts))
 
 
 def record_of(*instances: Instance, expressions: tuple[str, ...] = ("a dog",)) -> Record:
