@@ -48,7 +48,8 @@ class Prepared:
                 f"{builder.data_path}: no split {split!r}; expected one of {', '.join(builder.info.splits)}"
             )
         pictures, metadata = _open(Path(data_dir), "pictures", family), builder.info.metadata or {}
-        if metadata.get("digests", {}).get("pictures") != (pictures.info.metadata or {}).get("digest", ""):
+        self.digest: str = (pictures.info.metadata or {}).get("digest", "")  # of the pictures
+        if metadata.get("digests", {}).get("pictures") != self.digest:
             raise InputError(
                 f"{builder.data_path}: {pictures.data_path} are not its pictures; prepare with --overwrite"
             )

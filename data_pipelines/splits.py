@@ -1,5 +1,6 @@
 """From the data section of a config to items and the transform that makes examples of them."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -245,7 +246,8 @@ def open_split(config: Config, split: str, tokenizer: Tokenizer, *, length: int 
         raise InputError(f"data.name is {data.name!r}; expected 'shapes' or one of {', '.join(FAMILIES)}")
     source = Prepared(data.data_dir, data.name, split)
     _check_use(source, config)
-    make = Transform(tokenizer, height, width, model.max_tokens, data.max_targets, protocol, cache=_cache(data))
+    cache = _cache(data, source.digest, height, width)
+    make = Transform(tokenizer, height, width, model.max_tokens, data.max_targets, protocol, cache=cache)
     return ReferringSplit(source, make, min(length or len(source), len(source)))
 
 
@@ -263,11 +265,20 @@ def _check_use(source: Prepared, config: Config) -> None:
         )
 
 
-def _cache(data: DataConfig) -> PictureCache | None:
-    """One process's share of the cache."""
+def _cache(data: DataConfig, pictures: str, height: int, width: int) -> PictureCache | None:
+    """One process's share of the cache. `pictures` is their digest."""
     if data.picture_cache_mb < 0:
         raise InputError(f"data.picture_cache_mb is {data.picture_cache_mb}; expected 0 (none) or more")
-    return PictureCache(data.picture_cache_mb * 10**6 // max(data.num_processes, 1)) if data.picture_cache_mb else None
+    if not data.picture_cache_mb:
+        return None
+    return _shared_cache(data.picture_cache_mb * 10**6 // max(data.num_processes, 1), pictures, height, width)
+
+
+@functools.lru_cache(maxsize=1)
+def _shared_cache(max_bytes: int, pictures: str, height: int, width: int) -> PictureCache:
+    """The one cache of this process, for training and evaluation; a new one for other pictures or another size."""
+    del pictures, height, width
+    return PictureCache(max_bytes)
 
 
 def _jitter(data: DataConfig) -> Jitter:

@@ -70,6 +70,14 @@ def test_the_cache_changes_no_batch_and_is_shared_out_among_processes(config: Co
     split = splits.open_split(config, "train", tokenizer)
     assert isinstance(split, splits.ReferringSplit)
     assert split.make.cache
+    again = splits.open_split(config, "train", tokenizer, length=1)
+    assert isinstance(again, splits.ReferringSplit)
+    assert again.make.cache is split.make.cache
+    config.model.image_height //= 2
+    smaller = splits.open_split(config, "train", tokenizer)
+    assert isinstance(smaller, splits.ReferringSplit)
+    assert smaller.make.cache is not split.make.cache
+    config.model.image_height *= 2
     whole, config.data.num_processes = split.make.cache.max_bytes, 3
     shared = splits.open_split(config, "train", tokenizer)
     assert isinstance(shared, splits.ReferringSplit)
