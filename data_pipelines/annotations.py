@@ -24,6 +24,7 @@ from data_pipelines.fields import (
     picture,
     segmentation,
     strings,
+    text,
     xywh_box,
 )
 from data_pipelines.problems import MALFORMED, Problems
@@ -74,6 +75,7 @@ def _read(path: Path, problems: Problems) -> list[Record]:
 
 def _split(split: str, items: list[Any], folder: Path, problems: Problems) -> list[Record]:
     """One split of the original's files; an item may be a list of alternatives (R-RefCOCO)."""
+    text(split, "the name of a split")
     groups = _groups(split, folder, len(items)) if items and isinstance(items[0], list) else {}
     records = []
     for position, item in enumerate(items):
@@ -131,7 +133,7 @@ def _generalized(entry: Entry, split: str, where: str) -> list[Record]:
     """grefs, ref-zom, rrefcoco: expressions {raw, sent_id}, any number of annotations."""
     expressions, name = entry.get("expressions"), where
     if isinstance(expressions, dict):
-        name = f"{split}/sent{expressions['sent_id']}" if "sent_id" in expressions else where
+        name = text(f"{split}/sent{expressions['sent_id']}" if "sent_id" in expressions else where, f"{where}.sent_id")
         expressions = expressions.get("raw")
     targets = tuple(
         instance(a, f"{where}.annotations[{i}]") for i, a in enumerate(field(entry, "annotations", list, where))

@@ -44,7 +44,8 @@ def _reference(reference: dict, where: str, image: dict, targets: tuple[Instance
     if not sentences or not all(isinstance(s, dict) for s in sentences):
         raise InputError(f"{where}.sentences holds {len(sentences)}; expected at least one, each an object with raw")
     texts = [text(s.get("raw", s.get("sent")), f"{where}.sentences[{i}]") for i, s in enumerate(sentences)]
-    names = [f"{split}/sent{s.get('sent_id', f'{where}[{i}]')}" for i, s in enumerate(sentences)]
+    ids = [s.get("sent_id", f"{where}[{i}]") for i, s in enumerate(sentences)]
+    names = [text(f"{split}/sent{name}", f"{where}.sent_id") for name in ids]
     if is_training(split) and not isinstance(reference.get("ann_id"), list):
         return [Record(names[0], name, width, height, tuple(texts), targets, split)]
     return [Record(n, name, width, height, (t,), targets, split) for n, t in zip(names, texts, strict=True)]

@@ -1,7 +1,8 @@
 """Polygons and run-length encodings -> masks, by pycocotools, which is what the original and COCO use."""
 
 import functools
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import cv2
@@ -13,14 +14,15 @@ from data_pipelines.records import RLE, Box, Segmentation
 from instancevg_jax.errors import InputError, first_line
 
 coco: Any = pycocotools.mask  # its annotations leave out polygons
+_FARTHEST = 100_000  # pixels, of a coordinate
 _MOST_PIXELS = 2**31 - 1  # pycocotools counts with 32 bits
 
 
 def to_rle(segmentation: Segmentation, height: int, width: int) -> RLE:
     """Rasterise polygons at a picture's size (their union); an RLE is checked and passed through.
 
-    Raises InputError for polygons that pycocotools refuses (as it does where the first one has four numbers), and for an RLE
-    of another size or whose runs do not fill it.
+    Raises InputError for polygons that pycocotools refuses (as it does where the first one has four numbers) or that reach absurdly
+    far, and for an RLE of another size or whose runs do not fill it.
     """
     rle = sized(segmentation, height, width)
     if isinstance(segmentation, RLE):
@@ -37,6 +39,7 @@ def sized(segmentation: Segmentation, height: int, width: int) -> RLE:
         return segmentation
     if not segmentation:
         return _from_coco(coco.encode(np.zeros((height, width), np.uint8, order="F")))
+    _check_near(itertools.chain.from_iterable(segmentation))
     try:
         return _from_coco(coco.merge(coco.frPyObjects(segmentation, height, width)))
     except Exception as error:  # pycocotools raises the bare class
@@ -77,7 +80,8 @@ def area(rle: RLE) -> int:
 
 
 def from_box(box: Box, height: int, width: int) -> RLE:
-    """A box, filled."""
+    """A box, filled. Raises InputError for one that reaches absurdly far."""
+    _check_near(box)
     x1, y1, x2, y2 = box
     return _from_coco(coco.merge(coco.frPyObjects([[x1, y1, x2, y1, x2, y2, x1, y2]], height, width)))
 
@@ -102,6 +106,13 @@ def decode_resized(rle: RLE, height: int, width: int) -> Bool[np.ndarray, "H W"]
     inside = np.arange(len(ends), dtype=np.uint8) & 1
     mask = np.repeat(inside, np.diff(moved, prepend=0)).reshape(-1, height)
     return cv2.transpose(mask if len(mask) == width else mask[columns.copies]).view(bool)
+
+
+def _check_near(coordinates: Iterable[float]) -> None:
+    """pycocotools walks along every edge, in memory too."""
+    farthest = max(map(abs, coordinates), default=0)
+    if farthest > _FARTHEST:
+        raise InputError(f"a coordinate is {farthest:g} pixels; expected at most {_FARTHEST:,}")
 
 
 def _run_lengths(rle: RLE) -> Int64[np.ndarray, " runs"]:

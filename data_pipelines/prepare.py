@@ -122,6 +122,7 @@ def main() -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace what is there, once the new is whole")
     args = parser.parse_args()
     records = prepare(args.family, args.annotations, args.images, args.data_dir, args.workers, args.overwrite)
+    print(f"{args.data_dir}: pictures/{args.family} and referring/{args.family}")
     for split, found in by_split(records).items():
         print(f"{split}: {len(found)} records, at most {most_objects(found, 'strict')} objects in one")
         partial = sum(map(is_partial, found))

@@ -140,6 +140,13 @@ def test_an_rle_that_does_not_fill_its_size_is_refused_at_any_size(counts: str):
             read(RLE(2, 3, counts))
 
 
+def test_absurdly_long_edges_are_refused():
+    with pytest.raises(InputError, match=r"a coordinate is 1e\+09 pixels; expected at most 100,000"):
+        masks.to_rle([[0, 0, 1e9, 0, 0, 5]], 10, 10)
+    with pytest.raises(InputError, match=r"a coordinate is 1e\+09 pixels"):
+        masks.from_box((0, 0, 5, 1e9), 10, 10)
+
+
 def record_of(*instances: Instance, expressions: tuple[str, ...] = ("a dog",)) -> Record:
     return Record("r", "a.jpg", 20, 10, expressions, instances, "train")
 
