@@ -75,7 +75,10 @@ def prepare(
 def _side_folder(data_dir: Path, family: str) -> Iterator[Path]:
     """The folder that a data set is made in, for one process at a time. It stays where that fails, and is taken up again."""
     side = data_dir / ".preparing" / family
-    side.mkdir(parents=True, exist_ok=True)
+    try:
+        side.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{data_dir}: cannot be written ({error.strerror}); expected a folder to write to") from error
     with (side.parent / f"{family}.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

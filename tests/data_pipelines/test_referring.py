@@ -187,6 +187,10 @@ def test_settings_are_checked(tmp_path: Path, images: Path, file: Path):
         prepare("custom", [file], images, tmp_path / "out", num_workers=0)
     with pytest.raises(InputError, match=r"instance.json: is a file; expected a folder to write to"):
         prepare("custom", [file], images, file)
+    with pytest.raises(
+        InputError, match=r"instance.json/out: cannot be written \(Not a directory\); expected a folder"
+    ):
+        prepare("custom", [file], images, file / "out")
     file.write_text('{"train": []}')
     with pytest.raises(InputError, match=r"instance.json: no record; expected at least one"):
         prepare("custom", [file], images, tmp_path / "out")
