@@ -9,85 +9,105 @@
 Source: datasets/base.py and datasets/pipelines/loading.py of the original; refer.py of the refer API.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from data_pipelines import annotations_coco, annotations_jsonl, annotations_refer, safe_pickle
-from data_pipelines.fields import field, instance, number, segmentation, strings, text, xywh_box
+from data_pipelines.fields import (
+    field,
+    identifier,
+    instance,
+    load_json,
+    number,
+    picture,
+    segmentation,
+    strings,
+    text,
+    xywh_box,
+)
+from data_pipelines.problems import MALFORMED, Problems
 from data_pipelines.records import Instance, Record, is_training
-from instancevg_jax.errors import InputError
+from instancevg_jax.errors import InputError, first_line
 
 Entry = dict[str, Any]
 
 
-def read(path: str | Path) -> list[Record]:
+def read(path: str | Path, problems: Problems | None = None) -> list[Record]:
     """All records of a file, split by split, in the file's order.
 
     Outside training splits a record with several expressions becomes one record an expression: evaluation counts each.
+    With `problems` that are kept, records that cannot be read are noted there and left out.
 
     Raises:
         InputError: no such file, not JSON, no known layout, or a value that is missing or of the wrong kind; the message
             names the file and the place in it.
     """
-    path = Path(path)
+    path, problems = Path(path), problems or Problems()
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected annotations")
     try:
-        return [single for record in _read(path) for single in _one_per_expression(record)]
+        return [single for record in _read(path, problems) for single in _one_per_expression(record)]
     except InputError as error:
         message = str(error)
         raise InputError(message if str(path) in message else f"{path}: {message}") from error
+    except (*MALFORMED, OSError) as error:
+        raise InputError(f"{path}: malformed ({type(error).__name__}: {first_line(error)})") from error
 
 
-def _read(path: Path) -> list[Record]:
+def _read(path: Path, problems: Problems) -> list[Record]:
     if path.suffix == ".jsonl":
-        return annotations_jsonl.read(path)
+        return annotations_jsonl.read(path, problems)
     if path.suffix in (".p", ".pkl", ".pickle"):
-        return annotations_refer.read(safe_pickle.load(path), path.parent)
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise InputError(f"not valid JSON ({error})") from error
+        return annotations_refer.read(safe_pickle.load(path), path.parent, problems)
+    content = load_json(path)
     if isinstance(content, list):
-        return annotations_refer.read(content, path.parent)
+        return annotations_refer.read(content, path.parent, problems)
     if isinstance(content, dict) and {"images", "annotations"} <= content.keys():
-        return annotations_coco.read(content)
+        return annotations_coco.read(content, problems)
     if isinstance(content, dict) and content and all(isinstance(split, list) for split in content.values()):
-        return [record for split, items in content.items() for record in _split(split, items, path.parent)]
+        return [record for split, items in content.items() for record in _split(split, items, path.parent, problems)]
     raise InputError(
         "no known layout; expected a dict of splits, COCO's images and annotations, or a list of references"
     )
 
 
-def _split(split: str, items: list[Any], folder: Path) -> list[Record]:
+def _split(split: str, items: list[Any], folder: Path, problems: Problems) -> list[Record]:
     """One split of the original's files; an item may be a list of alternatives (R-RefCOCO)."""
-    groups = _groups(split, folder) if items and isinstance(items[0], list) else lambda position: ""
+    text(split, "the name of a split")
+    groups = _groups(split, folder, len(items)) if items and isinstance(items[0], list) else {}
     records = []
     for position, item in enumerate(items):
         where = f"{split}[{position}]"
         if isinstance(item, list):
-            group = where if is_training(split) else groups(position)
+            group = where if is_training(split) else groups.get(position, "")
             entries = [(f"{where}[{k}]", entry, group) for k, entry in enumerate(item)]
         else:
             entries = [(where, item, "")]
         for place, entry, group in entries:
-            if not isinstance(entry, dict):
-                raise InputError(f"{place} is a {type(entry).__name__}; expected a record")
-            records += [replace(r, group=group or r.group) for r in _reader(entry)(entry, split, place)]
+            with problems.at(place):
+                if not isinstance(entry, dict):
+                    raise InputError(f"{place} is a {type(entry).__name__}; expected a record")
+                records += [replace(r, group=group or r.group) for r in _reader(entry)(entry, split, place)]
     return records
 
 
-def _groups(split: str, folder: Path) -> Callable[[int], str]:
-    """Which group a position belongs to, by the [start, end) ranges of the instance_index.json beside the file."""
+def _groups(split: str, folder: Path, count: int) -> dict[int, str]:
+    """Which group each of `count` positions belongs to, by the [start, end) ranges of the instance_index.json beside the file."""
     path = folder / "instance_index.json"
     if is_training(split) or not path.is_file():
-        return lambda position: ""
-    ranges = json.loads(path.read_bytes()).get(split, [])
-    names = {i: f"{split}/group{k}" for k, (start, end) in enumerate(ranges) for i in range(start, end)}
-    return lambda position: names.get(position, "")
+        return {}
+    index = load_json(path, str(path))
+    ranges = index.get(split, []) if isinstance(index, dict) else None
+    if not isinstance(ranges, list):
+        raise InputError(f"{path}: {split} is {ranges!r}; expected a dict of splits, each a list of [start, end]")
+    names: dict[int, str] = {}
+    for k, item in enumerate(ranges):
+        if not isinstance(item, list) or len(item) != 2 or not all(type(x) is int and x >= 0 for x in item):
+            raise InputError(f"{path}: {split}[{k}] is {item!r}; expected [start, end], whole numbers from 0")
+        names |= dict.fromkeys(range(item[0], min(item[1], count)), f"{split}/group{k}")
+    return names
 
 
 def _reader(entry: Entry) -> Callable[[Entry, str, str], list[Record]]:
@@ -104,7 +124,7 @@ def _single_target(entry: Entry, split: str, where: str) -> list[Record]:
     target = Instance(
         xywh_box(entry.get("bbox"), f"{where}.bbox"),
         segmentation(entry.get("mask"), f"{where}.mask"),
-        str(entry.get("id", entry.get("ann_id", ""))),
+        identifier(entry.get("id", entry.get("ann_id", "")), f"{where}.id"),
     )
     return [_record(entry, split, where, strings(entry.get("expressions"), f"{where}.expressions"), (target,))]
 
@@ -113,7 +133,7 @@ def _generalized(entry: Entry, split: str, where: str) -> list[Record]:
     """grefs, ref-zom, rrefcoco: expressions {raw, sent_id}, any number of annotations."""
     expressions, name = entry.get("expressions"), where
     if isinstance(expressions, dict):
-        name = f"{split}/sent{expressions['sent_id']}" if "sent_id" in expressions else where
+        name = text(f"{split}/sent{expressions['sent_id']}" if "sent_id" in expressions else where, f"{where}.sent_id")
         expressions = expressions.get("raw")
     targets = tuple(
         instance(a, f"{where}.annotations[{i}]") for i, a in enumerate(field(entry, "annotations", list, where))
@@ -157,7 +177,7 @@ def _record(
 def picture_name(entry: Entry, where: str) -> str:
     """`file_name` where it is stated, else COCO's train2014 name of `image_id`, as the original forms it."""
     if "file_name" in entry:
-        return text(entry["file_name"], f"{where}.file_name")
+        return picture(entry["file_name"], f"{where}.file_name")
     return f"COCO_train2014_{int(number(entry.get('image_id'), f'{where}.image_id')):012d}.jpg"
 
 

@@ -9,49 +9,57 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.fields import number, segmentation, strings, text, xyxy_box
+from data_pipelines.fields import identifier, number, picture, segmentation, strings, text, xyxy_box
+from data_pipelines.problems import Problems
 from data_pipelines.records import RLE, Instance, Record, Segmentation
-from instancevg_jax.errors import InputError
+from instancevg_jax.errors import InputError, first_line
 
 _KEYS = {"id", "image", "width", "height", "split", "group", "expressions", "objects"}
 _OBJECT_KEYS = {"id", "box", "mask"}
 
 
-def read(path: Path) -> list[Record]:
+def read(path: Path, problems: Problems) -> list[Record]:
     """The records of a .jsonl file. Raises InputError naming the line."""
     records = []
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for position, line in enumerate(lines, 1):
             if line.strip():
-                records.append(_record(line, position))
-    if not records:
+                with problems.at(f"line {position}"):
+                    records.append(_record(line, f"line {position}", path.name))
+    if not records and not problems.found:
         raise InputError("the file holds no record")
     return records
 
 
 def write(path: Path, records: Iterable[Record]) -> None:
-    """Write records so that `read` gives them back; atomically."""
+    """Write records so that `read` gives them back; atomically. The folder is made if need be.
+
+    Raises InputError where the file cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        for record in records:
-            file.write(json.dumps(_entry(record), ensure_ascii=False) + "\n")
-    temporary.replace(path)
-
-
-def _record(line: str, position: int) -> Record:
-    where = f"line {position}"
     try:
-        entry = json.loads(line)
-    except ValueError as error:
-        raise InputError(f"{where} is not valid JSON ({error})") from error
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("w", encoding="utf-8") as file:
+            for record in records:
+                file.write(json.dumps(_entry(record), ensure_ascii=False) + "\n")
+        temporary.replace(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def _record(line: bytes, where: str, file_name: str) -> Record:
+    try:
+        entry = json.loads(line.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where} is not valid JSON in UTF-8 ({first_line(error)})") from error
     _check_keys(entry, _KEYS, where)
     objects = entry.get("objects", [])
     if not isinstance(objects, list):
         raise InputError(f"{where}.objects is {objects!r}; expected a list")
     width, height = (int(number(entry.get(key, 0), f"{where}.{key}")) for key in ("width", "height"))
     return Record(
-        str(entry.get("id", where)),
-        text(entry.get("image"), f"{where}.image"),
+        identifier(entry.get("id", f"{file_name} {where}"), f"{where}.id"),
+        picture(entry.get("image"), f"{where}.image"),
         width,
         height,
         strings(entry.get("expressions"), f"{where}.expressions"),
@@ -68,7 +76,7 @@ def _object(entry: Any, where: str) -> Instance:
     return Instance(
         xyxy_box(entry.get("box"), f"{where}.box"),
         segmentation(entry.get("mask"), f"{where}.mask"),
-        str(entry.get("id", "")),
+        identifier(entry.get("id", ""), f"{where}.id"),
     )
 
 

@@ -14,7 +14,14 @@ from data_pipelines.records import Record
 from instancevg_jax.preprocess import PIXEL_MEAN
 
 _SIDES = re.compile(
-    r"\b(left|right|lft|rt|rgt|clockwise|counterclockwise|anticlockwise|east|west)(s|most|hand|side|ward|wards)?\b"
+    r"left|(?<![bf])(?<!up)right|clockwise|"  # within words too: "lefty", "rightest", "onleft"; not "bright", "upright"
+    r"\b[lr]t?s?\b|\b(rt|lft|rgt|lef|lefy|lfet|elft|lelft|lefdt|rig|righ|rigt|rigth|rght|rgiht|rihg|rihgt|rihght|rhgt|irght)"
+    r"(s|y|est|ish|most|hand|side|ward|wards)?\b|"
+    r"\b(north|south)?(east|west)(ern)?(s|most|side|ward|wards)?\b"
+)
+_SIGNS = re.compile(  # what cannot be read in a mirror
+    r"\d|\b(clock|number|numeral|letter|lettering|word|wording|text|writing|written|writes?|label|labeled|labelled|logo|sign|"
+    r"says?|reads?|spell|spelling|spells|title|titled|name|named|nametag|brand|license|licence|jersey)(s|ed)?\b"
 )
 _PLACES = re.compile(
     r"\b(top|bottom|upper|lower|middle|mid|center|centre|central|corner|edge|side|end|first|second|third|fourth|fifth|last|"
@@ -40,7 +47,8 @@ class Jitter:
 
     A part keeps at least 0.9, else 0.8, ... 0.5, else `least_overlap` of the area of EVERY object's box; where none does,
     or an object has no box, the picture stays whole. So it does where the sentence speaks of a place or compares
-    ("middle", "closest"); where it speaks of a side ("left") the picture is not mirrored either.
+    ("middle", "closest"); where it speaks of a side ("left") the picture is not mirrored either. It is not mirrored where the
+    sentence names what a mirror makes unreadable: digits, letters, signs, clocks.
     """
 
     smallest: float = 0.3
@@ -53,7 +61,7 @@ class Jitter:
         """The window for one example; None leaves the picture as it is. `size` is the picture's (height, width)."""
         text = expression.lower()
         sides = _SIDES.search(text) is not None
-        flip = not sides and bool(rng.random() < self.flip_probability)
+        flip = not sides and not _SIGNS.search(text) and bool(rng.random() < self.flip_probability)
         whole = Window(0, 0, size, flip) if flip else None
         if sides or _PLACES.search(text):
             return whole

@@ -7,18 +7,20 @@ Exit status 0 where nothing is wrong, 1 where something is, 2 for files that can
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from data_pipelines import annotations, annotations_jsonl
-from data_pipelines.faults import KINDS, NOTES, Fault, find, look_at_pictures
+from data_pipelines.faults import KINDS, Fault, Rules, find, is_note, look_at_pictures
+from data_pipelines.fields import at_least_one
 from data_pipelines.fixes import fix
-from data_pipelines.records import Record, by_split, most_objects, select
+from data_pipelines.problems import Problems
+from data_pipelines.records import Protocol, Record, by_split, most_objects, select
 from data_pipelines.referring import FAMILIES
 from instancevg_jax.errors import InputError, run_command
 from instancevg_jax.tokenizer import Tokenizer
 
-# How many pictures a split has, as published.
+# How many pictures a split has, as published; no source of its numbers of sentences is at hand.
 PUBLISHED = {
     "refcoco": {
         "val_refcoco_unc": 1500,
@@ -41,14 +43,15 @@ SOURCES = {
 MAX_TOKENS = {"refcoco": 20}  # of the original's configs; 50 for the others
 
 
-def counts_table(family: str, records: Sequence[Record]) -> list[list[str]]:
+def counts_table(family: str, records: Sequence[Record], protocol: Protocol) -> list[list[str]]:
     """Rows of: split, records, expressions, pictures, published pictures, objects none / one / many, most objects."""
-    published = PUBLISHED.get(family, {})
+    splits = by_split(records)
+    published = _published(family, splits.keys())
     rows = [["split", "records", "sentences", "pictures", "published", "none", "one", "many", "most objects"]]
-    for split, found in by_split(records).items():
-        objects = [len(select(record, "strict").objects) for record in found]
+    for split, found in splits.items():
+        objects = [len(select(record, protocol).objects) for record in found]
         numbers = [len(found), sum(len(r.expressions) for r in found), len({r.image_key for r in found})]
-        numbers += [objects.count(0), objects.count(1), sum(n > 1 for n in objects), most_objects(found, "strict")]
+        numbers += [objects.count(0), objects.count(1), sum(n > 1 for n in objects), most_objects(found, protocol)]
         shown = [f"{n:,}" for n in numbers]
         stated = published.get(split)
         shown.insert(3, "-" if stated is None else f"{stated:,}" + ("" if stated == numbers[2] else " differs"))
@@ -56,15 +59,29 @@ def counts_table(family: str, records: Sequence[Record]) -> list[list[str]]:
     return rows
 
 
-def faults_table(faults: Sequence[Fault], lengths_checked: bool) -> list[list[str]]:
+def _published(family: str, splits: Iterable[str]) -> dict[str, int]:
+    """Published pictures by split; those of the refer layout, which does not name its data set, are told by each other."""
+    published = PUBLISHED.get(family, {})
+    if family != "refcoco":
+        return published
+    partition = "refcoco_unc" if {"testA", "testB"} & set(splits) else "refcocog_umd"  # RefCOCO+ has RefCOCO's numbers
+    short = {name.removesuffix(f"_{partition}"): n for name, n in published.items() if name.endswith(f"_{partition}")}
+    return published | (short if not {"test", "testA", "testB"}.isdisjoint(splits) else {})
+
+
+def faults_table(faults: Sequence[Fault], rules: Rules) -> list[list[str]]:
     """Rows of: fault, how often, the first one."""
+    unchecked = {
+        "expression longer than max_tokens": "" if rules.tokenizer else "needs --tokenizer",
+        "no group": "" if rules.grouped else "of family rrefcoco alone",
+    }
     rows = [["looked for", "found", "", "the first"]]
     for kind in KINDS:
         found = [fault for fault in faults if fault.kind == kind]
         first = f"{found[0].where}: {found[0].detail}".rstrip(": ") if found else ""
-        unchecked = kind == "expression longer than max_tokens" and not lengths_checked
-        level = "note" if found and kind in NOTES else "FAULT" if found else ""
-        rows.append([kind, "-" if unchecked else f"{len(found):,}", level, "needs --tokenizer" if unchecked else first])
+        level = "" if not found else "note" if is_note(kind, rules.protocol) else "FAULT"
+        why = unchecked.get(kind, "")
+        rows.append([kind, "-" if why else f"{len(found):,}", level, why or first])
     return rows
 
 
@@ -78,24 +95,35 @@ def format_table(rows: Sequence[Sequence[str]]) -> str:
 def check(
     records: Sequence[Record],
     images: Path,
-    tokenizer: Tokenizer | None,
-    max_tokens: int,
+    rules: Rules,
     fix_to: Path | None,
     workers: int,
+    unreadable: Sequence[Fault] = (),
 ) -> list[Fault]:
-    """All faults; with `fix_to`, the cleaned records are written there and what was changed is printed."""
+    """All faults, `unreadable` first; with `fix_to`, the cleaned records are written there and what was changed is printed."""
     names = list(dict.fromkeys(record.picture for record in records))
     print(f"looking at {len(names):,} pictures of {images}", file=sys.stderr)
     pictures = look_at_pictures(names, images, workers)
-    faults = list(find(records, pictures, tokenizer, max_tokens))
+    faults = [*unreadable, *find(records, pictures, rules)]
     if fix_to:
-        fixed, done = fix(records, pictures)
+        fixed, done = fix(records, pictures, rules.protocol)
+        done["records dropped: they cannot be read"] = len(unreadable)
         annotations_jsonl.write(fix_to, fixed)
-        print(f"{fix_to}: {len(fixed):,} of {len(records):,} records")
+        print(f"{fix_to}: {len(fixed):,} of {len(records) + len(unreadable):,} records")
         for what, count in done.items():
             if count:
                 print(f"  {count:,} {what}")
     return faults
+
+
+def read(paths: Sequence[Path]) -> tuple[list[Record], list[Fault]]:
+    """The records of all files, and those that cannot be read."""
+    records, faults = [], []
+    for path in paths:
+        problems = Problems(keep=True)
+        records += annotations.read(path, problems)
+        faults += [Fault("unreadable record", f"{path.name} {where}", what) for where, what in problems.found]
+    return records, faults
 
 
 def main() -> None:
@@ -108,6 +136,13 @@ def main() -> None:
     parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="the folder of the pictures")
     parser.add_argument("--tokenizer", type=Path, metavar="F", help="sentencepiece model, to count tokens with")
     parser.add_argument("--max-tokens", type=int, help="20 for refcoco, else 50")
+    parser.add_argument("--max-targets", type=int, default=10, help="the config's data.max_targets; 10 unless given")
+    parser.add_argument(
+        "--protocol",
+        choices=("official", "strict"),
+        default="official",
+        help="the config's eval.protocol; official unless given",
+    )
     parser.add_argument("--fix", type=Path, metavar="OUT", help="write a cleaned copy, as .jsonl")
     parser.add_argument("--workers", type=int, default=4, help="threads that decode pictures")
     args = parser.parse_args()
@@ -115,14 +150,22 @@ def main() -> None:
         raise InputError(f"{args.images}: no such folder; expected the pictures")
     if args.fix and args.fix.suffix != ".jsonl":
         raise InputError(f"--fix {args.fix}: the cleaned copy is JSON lines; give it the suffix .jsonl")
-    records = [record for path in args.annotations for record in annotations.read(path)]
-    tokenizer = Tokenizer.from_file(args.tokenizer) if args.tokenizer else None
-    max_tokens = args.max_tokens or MAX_TOKENS.get(args.family, 50)
-    faults = check(records, args.images, tokenizer, max_tokens, args.fix, args.workers)
-    print(format_table(counts_table(args.family, records)))
-    print(f"published: pictures; source: {SOURCES.get(args.family, 'none known')}\n")
-    print(format_table(faults_table(faults, tokenizer is not None)))
-    sys.exit(1 if any(fault.kind not in NOTES for fault in faults) else 0)
+    max_tokens = MAX_TOKENS.get(args.family, 50) if args.max_tokens is None else args.max_tokens
+    rules = Rules(
+        Tokenizer.from_file(args.tokenizer) if args.tokenizer else None,
+        at_least_one(max_tokens, "--max-tokens"),
+        at_least_one(args.max_targets, "--max-targets"),
+        args.protocol,
+        grouped=args.family == "rrefcoco",
+    )
+    workers = at_least_one(args.workers, "--workers")
+    records, unreadable = read(args.annotations)
+    faults = check(records, args.images, rules, args.fix, workers, unreadable)
+    print(format_table(counts_table(args.family, records, rules.protocol)))
+    print(f"published: pictures; source: {SOURCES.get(args.family, 'none known')}")
+    print(f"objects: under protocol {rules.protocol}\n")
+    print(format_table(faults_table(faults, rules)))
+    sys.exit(1 if any(not is_note(fault.kind, rules.protocol) for fault in faults) else 0)
 
 
 if __name__ == "__main__":

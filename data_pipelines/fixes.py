@@ -5,13 +5,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from data_pipelines import masks
-from data_pipelines.faults import Picture, box_is_empty, drawing_problem, polygon_is_empty, shared_pictures
-from data_pipelines.records import RLE, Instance, Record, is_training
+from data_pipelines.faults import Picture, box_is_empty, drawing, is_far, polygon_is_empty, shared_pictures
+from data_pipelines.records import RLE, Instance, Protocol, Record, is_partial, is_training
 from instancevg_jax.errors import InputError
 from instancevg_jax.preprocess import clean_expression
 
 
-def fix(records: Sequence[Record], pictures: dict[str, Picture]) -> tuple[list[Record], Counter[str]]:
+def fix(
+    records: Sequence[Record], pictures: dict[str, Picture], protocol: Protocol
+) -> tuple[list[Record], Counter[str]]:
     """Cleaned records, and how often what was done. What is done stands in `faults.KINDS`."""
     done: Counter[str] = Counter()
     shared = shared_pictures(records)
@@ -21,7 +23,9 @@ def fix(records: Sequence[Record], pictures: dict[str, Picture]) -> tuple[list[R
             done["training records dropped: their picture is in another split"] += 1
             continue
         mended = _record(record, pictures[record.picture].size, done)
-        if mended:
+        if mended and protocol == "official" and is_partial(mended):
+            done["records dropped: an object has no mask; --protocol strict keeps it"] += 1
+        elif mended:
             fixed.append(mended)
     return _unique_ids(fixed, done), done
 
@@ -56,10 +60,12 @@ def _instance(instance: Instance, height: int, width: int, done: Counter[str]) -
     if isinstance(segmentation, list):
         whole = [polygon for polygon in segmentation if not polygon_is_empty(polygon)]
         done["empty polygons dropped"] += len(segmentation) - len(whole)
-        segmentation = whole or None
-    if drawing_problem(replace(instance, segmentation=segmentation), height, width):
+        done["odd coordinates dropped"] += sum(len(polygon) % 2 for polygon in whole)
+        segmentation = [polygon[: len(polygon) // 2 * 2] for polygon in whole] or None
+    mask, problem = drawing(replace(instance, segmentation=segmentation), height, width)
+    if problem:
         done["masks dropped: they cannot be drawn"] += 1
-        segmentation = None
+        mask = segmentation = None
     if box is not None:
         clipped = (
             min(max(box[0], 0), width),
@@ -69,9 +75,9 @@ def _instance(instance: Instance, height: int, width: int, done: Counter[str]) -
         )
         done["boxes clipped to the picture"] += clipped != box
         box = None if box_is_empty(clipped) else clipped
-    if box is None and segmentation:
+    if mask and (box is None or is_far(box, mask)):
         done["boxes drawn around their mask"] += 1
-        box = masks.bounds(masks.to_rle(segmentation, height, width))
+        box = masks.bounds(mask)
     if box is None:
         done["objects dropped: neither box nor mask is left"] += 1
         return None

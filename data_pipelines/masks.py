@@ -1,7 +1,8 @@
 """Polygons and run-length encodings -> masks, by pycocotools, which is what the original and COCO use."""
 
 import functools
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import cv2
@@ -10,17 +11,27 @@ import pycocotools.mask
 from jaxtyping import Bool, Int64, UInt8
 
 from data_pipelines.records import RLE, Box, Segmentation
-from instancevg_jax.errors import InputError
+from instancevg_jax.errors import InputError, first_line
 
 coco: Any = pycocotools.mask  # its annotations leave out polygons
+_FARTHEST = 100_000  # pixels, of a coordinate
+_MOST_PIXELS = 2**31 - 1  # pycocotools counts with 32 bits
 
 
 def to_rle(segmentation: Segmentation, height: int, width: int) -> RLE:
-    """Rasterise polygons at a picture's size (their union); an RLE is checked against that size and passed through.
+    """Rasterise polygons at a picture's size (their union); an RLE is checked and passed through.
 
-    One "polygon" of four numbers alone is taken as x, y, width, height, as pycocotools does. Raises InputError for
-    polygons that pycocotools refuses, and for an RLE of another size.
+    Raises InputError for polygons that pycocotools refuses (as it does where the first one has four numbers) or that reach absurdly
+    far, and for an RLE of another size or whose runs do not fill it.
     """
+    rle = sized(segmentation, height, width)
+    if isinstance(segmentation, RLE):
+        _run_lengths(rle)
+    return rle
+
+
+def sized(segmentation: Segmentation, height: int, width: int) -> RLE:
+    """`to_rle`, but an RLE's runs are left to `decode` and `decode_resized` to look at."""
     if isinstance(segmentation, RLE):
         if (segmentation.height, segmentation.width) != (height, width):
             size = f"{segmentation.width} x {segmentation.height}"
@@ -28,27 +39,33 @@ def to_rle(segmentation: Segmentation, height: int, width: int) -> RLE:
         return segmentation
     if not segmentation:
         return _from_coco(coco.encode(np.zeros((height, width), np.uint8, order="F")))
+    _check_near(itertools.chain.from_iterable(segmentation))
     try:
         return _from_coco(coco.merge(coco.frPyObjects(segmentation, height, width)))
     except Exception as error:  # pycocotools raises the bare class
         raise InputError(
-            f"the polygons cannot be drawn ({error}); expected lists of x, y, x, y, ... numbers"
+            f"the polygons cannot be drawn ({first_line(error)}); expected lists of x, y, x, y, ... numbers"
         ) from error
 
 
 def uncompressed_to_rle(counts: Sequence[int], height: int, width: int) -> RLE:
-    """COCO's uncompressed run lengths (its crowd annotations), column by column, starting with background."""
+    """COCO's uncompressed run lengths (its crowd annotations), column by column, starting with background.
+
+    Raises InputError for a size or a run that is negative, and runs that do not fill the size.
+    """
+    if min(height, width, *counts, 0) < 0 or height * width > _MOST_PIXELS:
+        raise InputError(
+            f"the RLE has a size of {width} x {height} and runs from {min(counts, default=0)}; expected 0 or more"
+        )
     if sum(counts) != height * width:
         raise InputError(f"the RLE's runs sum to {sum(counts)}; expected {height} * {width}")
     return _from_coco(coco.frPyObjects({"size": [height, width], "counts": list(counts)}, height, width))
 
 
 def decode(rle: RLE) -> UInt8[np.ndarray, "H W"]:
-    """The mask, 0 or 1. Raises InputError where the runs do not fill the size."""
-    try:
-        return coco.decode(_to_coco(rle))
-    except ValueError as error:
-        raise InputError(f"the RLE does not fill a mask of {rle.width} x {rle.height} ({error})") from error
+    """The mask, 0 or 1. Raises InputError where the runs do not fill the size: pycocotools would read on in memory."""
+    _run_lengths(rle)
+    return coco.decode(_to_coco(rle))
 
 
 def bounds(rle: RLE) -> Box:
@@ -63,7 +80,8 @@ def area(rle: RLE) -> int:
 
 
 def from_box(box: Box, height: int, width: int) -> RLE:
-    """A box, filled."""
+    """A box, filled. Raises InputError for one that reaches absurdly far."""
+    _check_near(box)
     x1, y1, x2, y2 = box
     return _from_coco(coco.merge(coco.frPyObjects([[x1, y1, x2, y1, x2, y2, x1, y2]], height, width)))
 
@@ -90,13 +108,20 @@ def decode_resized(rle: RLE, height: int, width: int) -> Bool[np.ndarray, "H W"]
     return cv2.transpose(mask if len(mask) == width else mask[columns.copies]).view(bool)
 
 
+def _check_near(coordinates: Iterable[float]) -> None:
+    """pycocotools walks along every edge, in memory too."""
+    farthest = max(map(abs, coordinates), default=0)
+    if farthest > _FARTHEST:
+        raise InputError(f"a coordinate is {farthest:g} pixels; expected at most {_FARTHEST:,}")
+
+
 def _run_lengths(rle: RLE) -> Int64[np.ndarray, " runs"]:
     """Runs of 0, 1, 0, ... down the columns. Five bits a character, lowest first; from the fourth, less the one two before."""
-    digits = np.frombuffer(rle.counts.encode(), np.uint8).astype(np.int64) - 48
+    digits = np.frombuffer(rle.counts.encode("ascii", "replace"), np.uint8).astype(np.int64) - 48
     last = digits < 32  # bit 5: the number goes on
     first = np.flatnonzero(np.concatenate([[True], last[:-1]]))
     place = np.arange(len(digits)) - np.repeat(first, np.diff(first, append=len(digits)))
-    if len(digits) and last[-1] and place.max() <= 6 and (digits >= 0).all():
+    if len(digits) and last[-1] and place.max() <= 6 and ((digits >= 0) & (digits < 64)).all():
         runs = np.add.reduceat((digits & 31) << 5 * place, first)
         runs -= (digits[last] >> 4) << 5 * (place[last] + 1)  # bit 4 of the last character: negative
         runs[1::2], runs[2::2] = np.cumsum(runs[1::2]), np.cumsum(runs[2::2])

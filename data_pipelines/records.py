@@ -1,5 +1,6 @@
 """The one typed record that every annotation file becomes, and what a protocol reads from it."""
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -47,8 +48,9 @@ class Record:
 
     @property
     def image_key(self) -> str:
-        """What makes two records share a picture: the file name without its folder."""
-        return self.picture.rsplit("/", 1)[-1]
+        """What makes two records share a picture: COCO's number where the file is called by one, else the whole name."""
+        number = coco_number(self.picture)
+        return self.picture if number is None else str(number)
 
 
 class Selection(NamedTuple):
@@ -78,6 +80,17 @@ def select(record: Record, protocol: Protocol) -> Selection:
     objects = _until(record.instances, lambda i: i.box is None or not i.segmentation)
     merged = _until(record.instances, lambda i: i.segmentation is None)
     return Selection(objects, tuple(i.segmentation for i in merged if i.segmentation))
+
+
+def coco_number(picture: str) -> int | None:
+    """COCO's number of a picture whose file has its form (COCO_train2014_000000000009.jpg, 000000000009.jpg: 9)."""
+    found = re.search(r"(?:^|[/_])(\d{12})\.\w+$", picture)
+    return int(found[1]) if found else None
+
+
+def is_partial(record: Record) -> bool:
+    """Whether an object has a box and no mask, or a mask and no box: "official" takes neither it nor what follows."""
+    return any((i.box is None) != (not i.segmentation) for i in record.instances)
 
 
 def most_objects(records: Iterable[Record], protocol: Protocol) -> int:

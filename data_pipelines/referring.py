@@ -5,8 +5,10 @@ record points to it. Masks are stored as run lengths: drawn once, here, and not 
 file's order. A "+" in a split's name becomes "plus", for TFDS reads it as a sum.
 """
 
+import hashlib
 import re
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from data_pipelines import masks
-from data_pipelines.records import RLE, Box, Instance, Record, Segmentation, by_split, is_training, units
+from data_pipelines.records import RLE, Box, Instance, Record, Segmentation, by_split, is_partial, is_training, units
 from instancevg_jax.errors import InputError
 from instancevg_jax.preprocess import decode_picture
 
@@ -42,10 +44,11 @@ class Pictures(tfds.core.GeneratorBasedBuilder):
     names: Sequence[str] = ()
     folder = Path()
     num_workers = 1
+    digest = ""
 
     def _info(self) -> tfds.core.DatasetInfo:
         features = {"file_name": tfds.features.Text(), "bytes": tfds.features.Text()}
-        return _dataset_info(self, features, {"file_names": [], "sizes": []})
+        return _dataset_info(self, features, {"file_names": [], "sizes": [], "digest": ""})
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict]]]:
         return {PICTURES_SPLIT: self._generate_examples()}
@@ -53,6 +56,7 @@ class Pictures(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self) -> Iterator[tuple[int, dict]]:
         metadata = self.info.metadata
         assert metadata is not None
+        metadata["digest"] = self.digest
         with ThreadPoolExecutor(self.num_workers) as pool:
             for start in range(0, len(self.names), step := _CHUNK * self.num_workers):
                 chunk = self.names[start : start + step]
@@ -62,13 +66,8 @@ class Pictures(tfds.core.GeneratorBasedBuilder):
                     yield i, {"file_name": name, "bytes": data}
 
     def _read(self, name: str) -> tuple[bytes, tuple[int, int]]:
-        path = self.folder / name
-        if not path.is_file():
-            raise InputError(
-                f"{path}: no such file, but the annotations name it; data_pipelines.check lists all of these"
-            )
-        data = path.read_bytes()
-        height, width = decode_picture(data, str(path)).shape[:2]
+        data = (self.folder / name).read_bytes()
+        height, width = decode_picture(data, str(self.folder / name)).shape[:2]
         return data, (height, width)
 
 
@@ -81,6 +80,7 @@ class Referring(tfds.core.GeneratorBasedBuilder):
     pkg_dir_path = tfds.core.Path(__file__).parent
     splits: dict[str, list[Record]] = {}  # noqa: RUF012
     pictures: dict[str, tuple[int, tuple[int, int]]] = {}  # noqa: RUF012  file name -> index, (height, width)
+    digests: dict[str, str] = {}  # noqa: RUF012  of the records, and of the pictures they point to
 
     def _info(self) -> tfds.core.DatasetInfo:
         text = tfds.features.Text()
@@ -96,12 +96,15 @@ class Referring(tfds.core.GeneratorBasedBuilder):
             "masks": tfds.features.Sequence(text),
             "object_ids": tfds.features.Sequence(text),
         }
-        return _dataset_info(self, features, {"units": {}})
+        return _dataset_info(self, features, {"units": {}, "partial": {}, "ungrouped": {}, "digests": {}})
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict]]]:
         metadata = self.info.metadata
         assert metadata is not None
         metadata["units"] = {s: [u.start for u in units(r)] for s, r in self.splits.items() if is_training(s)}
+        metadata["partial"] = {s: _first(r for r in found if is_partial(r)) for s, found in self.splits.items()}
+        metadata["ungrouped"] = {s: _first(r for r in found if not r.group) for s, found in self.splits.items()}
+        metadata["digests"] = self.digests
         return {split: self._generate_examples(records) for split, records in self.splits.items()}
 
     def _generate_examples(self, records: Sequence[Record]) -> Iterator[tuple[int, dict]]:
@@ -113,32 +116,72 @@ class Referring(tfds.core.GeneratorBasedBuilder):
                 raise InputError(f"record {record.id} ({record.picture}): {error}") from error
 
 
-def write_pictures(family: str, data_dir: Path, names: Sequence[str], folder: Path, num_workers: int) -> Pictures:
-    """Write the named pictures of `folder`, or take what an earlier call has written of the same names.
+def write_pictures(
+    family: str, data_dir: Path, names: Sequence[str], folder: Path, digest: str, num_workers: int
+) -> Pictures:
+    """Write the named pictures of `folder`, or take what an earlier call has written of the same `pictures_digest`.
 
-    Atomic: a temporary folder is renamed at the end. Raises InputError for a missing or damaged picture, and where other
-    pictures are there already.
+    Atomic: a temporary folder is renamed at the end. Raises InputError for a damaged picture.
     """
     builder = Pictures(config=family, data_dir=str(data_dir), file_format="array_record")
-    builder.names, builder.folder, builder.num_workers = names, folder, num_workers
+    if Path(builder.data_path).is_dir() and (builder.info.metadata or {}).get("digest") != digest:
+        shutil.rmtree(builder.data_path)
+        builder = Pictures(config=family, data_dir=str(data_dir), file_format="array_record")
+    builder.names, builder.folder, builder.num_workers, builder.digest = names, folder, num_workers, digest
     builder.download_and_prepare()
-    if (builder.info.metadata or {}).get("file_names") != list(names):
-        raise InputError(f"{builder.data_path}: holds other pictures than these annotations name; use --overwrite")
     return builder
 
 
-def write_records(family: str, data_dir: Path, records: Sequence[Record], pictures: Pictures) -> Referring:
-    """Write the records, whose pictures `write_pictures` has written. Atomic.
+def write_records(family: str, data_dir: Path, records: Sequence[Record], digest: str, pictures: Pictures) -> Referring:
+    """Write the records, whose pictures `write_pictures` has written, in place of any that are there. Atomic.
 
     Raises InputError where a picture's size is not the stated one, or a mask cannot be drawn.
     """
     metadata = pictures.info.metadata or {}
     stored = zip(metadata["file_names"], metadata["sizes"], strict=True)
+    shutil.rmtree(data_dir / Referring.name / family, ignore_errors=True)
     builder = Referring(config=family, data_dir=str(data_dir), file_format="array_record")
-    builder.splits = {split_name(name): found for name, found in by_split(records).items()}
+    builder.splits = {name: found for name, found in zip(split_names(records), by_split(records).values(), strict=True)}
     builder.pictures = {name: (i, (height, width)) for i, (name, (height, width)) in enumerate(stored)}
+    builder.digests = {"records": digest, "pictures": metadata["digest"]}
     builder.download_and_prepare()
     return builder
+
+
+def pictures_digest(names: Iterable[str], folder: Path) -> str:
+    """What tells pictures from others: their names and the lengths of their files.
+
+    Raises InputError for a picture that is not there.
+    """
+    digest = hashlib.sha256()
+    for name in names:
+        path = folder / name
+        if not path.is_file():
+            raise InputError(
+                f"{path}: no such file, but the annotations name it; data_pipelines.check lists all of these"
+            )
+        digest.update(f"{name}\0{path.stat().st_size}\n".encode())
+    return digest.hexdigest()
+
+
+def records_digest(records: Iterable[Record]) -> str:
+    """What tells records from others: all that they hold, and their order."""
+    digest = hashlib.sha256()
+    for record in records:
+        digest.update(repr(record).encode())
+    return digest.hexdigest()
+
+
+def split_names(records: Iterable[Record]) -> list[str]:
+    """The records' splits in order, as TFDS can take them. Raises InputError for one that it cannot, and for two of one name."""
+    names: dict[str, str] = {}
+    for split in by_split(records):
+        other = names.setdefault(split_name(split), split)
+        if other != split:
+            raise InputError(
+                f"splits {other!r} and {split!r} would both be stored as {split_name(split)!r}; rename one"
+            )
+    return list(names)
 
 
 def split_name(split: str) -> str:
@@ -184,6 +227,10 @@ def from_example(example: dict[str, Any], split: str) -> Record:
         split,
         example["group"].decode(),
     )
+
+
+def _first(records: Iterator[Record]) -> str:
+    return next((f"{record.id} ({record.picture})" for record in records), "")
 
 
 def _box(text: str) -> Box | None:

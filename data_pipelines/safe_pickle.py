@@ -8,7 +8,8 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-from instancevg_jax.errors import InputError
+from data_pipelines.problems import MALFORMED
+from instancevg_jax.errors import InputError, first_line
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -23,5 +24,5 @@ def load(path: Path) -> Any:
             return _PlainUnpickler(file, encoding="latin1").load()
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
-        except (pickle.UnpicklingError, EOFError, ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{path}: not a pickle, or a damaged one ({error})") from error
+        except (pickle.UnpicklingError, EOFError, MemoryError, *MALFORMED) as error:
+            raise InputError(f"{path}: not a pickle, or a damaged one ({first_line(error)})") from error

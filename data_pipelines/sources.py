@@ -40,16 +40,25 @@ class Prepared:
     """A split of a data set that `data_pipelines.prepare` has written. Picklable."""
 
     def __init__(self, data_dir: str | Path, family: str, split: str) -> None:
-        """Raises InputError where the data set or the split is not there."""
+        """Raises InputError where the data set or the split is not there, or the pictures are not those of the records."""
         builder = _open(Path(data_dir), "referring", family)
         self.split = split_name(split)
         if self.split not in builder.info.splits:
             raise InputError(
                 f"{builder.data_path}: no split {split!r}; expected one of {', '.join(builder.info.splits)}"
             )
+        pictures, metadata = _open(Path(data_dir), "pictures", family), builder.info.metadata or {}
+        self.digest: str = (pictures.info.metadata or {}).get("digest", "")  # of the pictures
+        if metadata.get("digests", {}).get("pictures") != self.digest:
+            raise InputError(
+                f"{builder.data_path}: {pictures.data_path} are not its pictures; prepare with --overwrite"
+            )
         self._records = builder.as_data_source(split=self.split)
-        self._pictures = _open(Path(data_dir), "pictures", family).as_data_source(split=PICTURES_SPLIT)
-        starts = (builder.info.metadata or {}).get("units", {}).get(self.split) or range(len(self._records))
+        self._pictures = pictures.as_data_source(split=PICTURES_SPLIT)
+        # the first record of which this is true, or ""
+        self.partial: str = metadata["partial"][self.split]  # has an object with only a box or only a mask
+        self.ungrouped: str = metadata["ungrouped"][self.split]  # is in no group
+        starts = metadata["units"].get(self.split) or range(len(self._records))
         self._units = [range(a, b) for a, b in zip(starts, [*starts[1:], len(self._records)], strict=True)]
 
     def __len__(self) -> int:
@@ -73,10 +82,22 @@ class Prepared:
         return self._pictures[index]["bytes"]
 
 
+def stored_digests(data_dir: Path, family: str) -> dict[str, str]:
+    """Of the records of a prepared data set and of the pictures beside them; empty where one of the two is missing."""
+    if not all(_folder(data_dir, name, family).is_dir() for name in ("referring", "pictures")):
+        return {}
+    records, pictures = ((_open(data_dir, name, family).info.metadata or {}) for name in ("referring", "pictures"))
+    return {"records": records.get("digests", {}).get("records", ""), "pictures": pictures.get("digest", "")}
+
+
+def _folder(data_dir: Path, name: str, family: str) -> Path:
+    return data_dir / name / family / "1.0.0"
+
+
 def _open(data_dir: Path, name: str, family: str) -> Any:  # a DatasetBuilder; its annotations hide arguments
     if family not in FAMILIES:
         raise InputError(f"there is no family {family!r} of data sets; expected one of {', '.join(FAMILIES)}")
-    folder = data_dir / name / family / "1.0.0"
+    folder = _folder(data_dir, name, family)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; write it with python -m data_pipelines.prepare {family}")
     return tfds.builder_from_directory(str(folder))

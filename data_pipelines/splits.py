@@ -1,5 +1,6 @@
 """From the data section of a config to items and the transform that makes examples of them."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,7 +14,7 @@ from data_pipelines import loader, shapes
 from data_pipelines.augment import Jitter
 from data_pipelines.masks import decode
 from data_pipelines.picture_cache import PictureCache
-from data_pipelines.records import Record, check_protocol, select
+from data_pipelines.records import Record, check_protocol, is_training, select
 from data_pipelines.referring import FAMILIES
 from data_pipelines.sources import Prepared
 from data_pipelines.transforms import Choice, Example, Transform, box_of, mask_of, truth_of
@@ -233,7 +234,7 @@ def open_split(config: Config, split: str, tokenizer: Tokenizer, *, length: int 
     """A split as `loader.batches` takes it (the source, and its `transform`). `length` > 0 keeps the first items only.
 
     `config.eval.protocol` decides which objects of a record count, in training as in evaluation. Raises InputError for a data
-    set or a split that is not there, and for an unknown protocol.
+    set or a split that is not there, for an unknown protocol, and for records that the protocol or the task cannot use.
     """
     model, data = config.model, config.data
     height, width = model.image_height, model.image_width
@@ -244,15 +245,40 @@ def open_split(config: Config, split: str, tokenizer: Tokenizer, *, length: int 
     if data.name not in FAMILIES:
         raise InputError(f"data.name is {data.name!r}; expected 'shapes' or one of {', '.join(FAMILIES)}")
     source = Prepared(data.data_dir, data.name, split)
-    make = Transform(tokenizer, height, width, model.max_tokens, data.max_targets, protocol, cache=_cache(data))
+    _check_use(source, config)
+    cache = _cache(data, source.digest, height, width)
+    make = Transform(tokenizer, height, width, model.max_tokens, data.max_targets, protocol, cache=cache)
     return ReferringSplit(source, make, min(length or len(source), len(source)))
 
 
-def _cache(data: DataConfig) -> PictureCache | None:
-    """One process's share of the cache."""
+def _check_use(source: Prepared, config: Config) -> None:
+    """The families of the original are read as it reads them, whatever they hold; not so anyone's own data."""
+    if config.data.name == "custom" and config.eval.protocol == "official" and source.partial:
+        raise InputError(
+            f"{source.split}: record {source.partial} has an object with only a box or only a mask, which eval.protocol "
+            "'official' would drop, with what follows it; expected eval.protocol 'strict'"
+        )
+    if config.eval.task == "rrefcoco" and not is_training(source.split) and source.ungrouped:
+        raise InputError(
+            f"{source.split}: record {source.ungrouped} is in no group, and the metrics of eval.task 'rrefcoco' are of "
+            "groups; prepare it with an instance_index.json beside the annotations that covers the split"
+        )
+
+
+def _cache(data: DataConfig, pictures: str, height: int, width: int) -> PictureCache | None:
+    """One process's share of the cache. `pictures` is their digest."""
     if data.picture_cache_mb < 0:
         raise InputError(f"data.picture_cache_mb is {data.picture_cache_mb}; expected 0 (none) or more")
-    return PictureCache(data.picture_cache_mb * 10**6 // max(data.num_processes, 1)) if data.picture_cache_mb else None
+    if not data.picture_cache_mb:
+        return None
+    return _shared_cache(data.picture_cache_mb * 10**6 // max(data.num_processes, 1), pictures, height, width)
+
+
+@functools.lru_cache(maxsize=1)
+def _shared_cache(max_bytes: int, pictures: str, height: int, width: int) -> PictureCache:
+    """The one cache of this process, for training and evaluation; a new one for other pictures or another size."""
+    del pictures, height, width
+    return PictureCache(max_bytes)
 
 
 def _jitter(data: DataConfig) -> Jitter:

@@ -174,14 +174,14 @@ def truth_of(record: Record, protocol: Protocol) -> tuple[Float64[np.ndarray, "N
 
 def merged_rles(objects: Sequence[Instance], merged: Sequence[Segmentation], height: int, width: int) -> list[RLE]:
     """The masks whose union is the merged mask: `merged`, and the filled boxes of objects that have only a box."""
-    rles = [masks.to_rle(s, height, width) for s in merged]
+    rles = [masks.sized(s, height, width) for s in merged]
     return rles + [mask_of(i, height, width) for i in objects if not i.segmentation]
 
 
 def mask_of(instance: Instance, height: int, width: int) -> RLE:
     """An object's mask at its picture's size; of one with only a box (strict protocol), the box filled."""
     if instance.segmentation:
-        return masks.to_rle(instance.segmentation, height, width)
+        return masks.sized(instance.segmentation, height, width)
     if instance.box is None:
         raise InputError("an object has neither box nor mask")
     return masks.from_box(instance.box, height, width)

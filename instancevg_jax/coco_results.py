@@ -1,11 +1,11 @@
 """Answers as COCO's results JSON, in the pictures' own pixels: an entry for every object of an answer. See docs/evaluation.md."""
 
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from data_pipelines.records import coco_number
 from data_pipelines.splits import Description
 from instancevg_jax.files import write_atomically
 from instancevg_jax.postprocess import Grounding
@@ -34,10 +34,9 @@ def entries(grounding: Grounding, about: Description, record: int) -> list[dict[
 
 
 def image_id(file_name: str) -> int | str:
-    """COCO's number of a picture (COCO_train2014_000000000009.jpg: 9); of any other file, its name without folder and suffix."""
-    stem = Path(file_name).stem
-    number = re.search(r"(?:^|_)(\d{12})$", stem)
-    return int(number[1]) if number else stem
+    """COCO's number of a picture (COCO_train2014_000000000009.jpg: 9); of any other file, its whole name: no two share it."""
+    number = coco_number(file_name)
+    return file_name if number is None else number
 
 
 def write(path: Path, content: Sequence[dict[str, Any]]) -> None:

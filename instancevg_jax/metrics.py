@@ -147,7 +147,10 @@ class Metrics:
         return metrics
 
     def result(self) -> dict[str, float]:
-        """The task's metrics in percent; NaN where there is nothing to measure."""
+        """The task's metrics in percent; NaN where there is nothing to measure.
+
+        Raises InputError under task rrefcoco for records without a group.
+        """
         columns = dict(zip(COLUMNS, self.to_array().T, strict=True))
         result = SUMMARIES[self.task](columns, self.protocol)
         result["coverage"] = _percent(columns["coverage"][columns["num_targets"] > 0])
@@ -308,6 +311,11 @@ def _rrefcoco(rows: Columns, protocol: str) -> dict[str, float]:
 
     mIoU, mRR and rIoU are means over groups (sentences about one object). Source: Towards Robust Referring Image Segmentation.
     """
+    if (rows["group"] < 0).any():
+        lone = int(rows["record"][rows["group"] < 0][0])
+        raise InputError(
+            f"record {lone} is in no group; the metrics of eval.task 'rrefcoco' expect one for each record"
+        )
     group_iou, group_rate, group_robust, ious = [], [], [], []
     targeted, none = rows["empty"] == 0, rows["says_none"] == 1
     for group in np.unique(rows["group"]):

@@ -187,7 +187,7 @@ def test_coco_results_without_an_answer(prepared, tokenizer, tmp_path):
 def test_image_ids():
     assert coco_results.image_id("train2014/COCO_train2014_000000000009.jpg") == 9
     assert coco_results.image_id("000000000154.jpg") == 154
-    assert coco_results.image_id("pictures/street 7.png") == "street 7"
+    assert coco_results.image_id("pictures/street 7.png") == "pictures/street 7.png"
 
 
 @pytest.mark.parametrize(

@@ -123,6 +123,12 @@ def test_strict_precision_of_rrefcoco_is_per_sentence():
     assert run("rrefcoco", pairs, groups=[0, 0, 0], protocol="strict").result()["Pr@0.9"] == 0
 
 
+def test_rrefcoco_without_groups_is_refused():
+    pairs = [(answer_of([], []), truth_of())] * 2
+    with pytest.raises(InputError, match=r"record 1 is in no group; the metrics of eval\.task 'rrefcoco' expect one"):
+        run("rrefcoco", pairs, groups=[0, -1]).result()
+
+
 def test_rrefcoco_groups_that_lack_a_kind():
     pairs = [(answer_of([], [], True), truth_of(square(0, 0))), (answer_of([], []), truth_of())]
     result = run("rrefcoco", pairs, groups=[0, 1]).result()

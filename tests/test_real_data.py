@@ -26,7 +26,15 @@ def test_prepare_train_evaluate(family, tmp_path):
     root = oracle.data("refcoco_real")
     source = ["--annotations", str(root / "annotations" / annotations)]
     images = root / "images" / "mscoco" / "train2014"
-    command = [sys.executable, "-m", "data_pipelines.prepare", family, *source, "--images", str(images)]
+    source += ["--images", str(images)]
+    checking = [sys.executable, "-m", "data_pipelines.check", family, *source]
+    checked = subprocess.run(checking, check=False, capture_output=True, text=True)
+    # the sample's splits are cut from the same pictures, except RefCOCO's
+    status = 0 if family == "refcoco" else 1
+    assert checked.returncode == status, checked.stderr
+    faults = [line.split("  ")[0] for line in checked.stdout.splitlines() if "FAULT" in line]
+    assert faults == ["picture in train and in another split"] * status
+    command = [sys.executable, "-m", "data_pipelines.prepare", family, *source]
     subprocess.run([*command, "--data-dir", str(tmp_path / "data")], check=True)
     tokenizer = tmp_path / "tiny.spm"
     tokenizer.write_bytes(oracle.fixture("f8_tokenizer")["spm_model_bytes"].tobytes())

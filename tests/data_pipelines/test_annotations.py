@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from data_pipelines import annotations, annotations_jsonl, masks, safe_pickle
+from data_pipelines.problems import Problems
 from data_pipelines.records import RLE, Instance, Record, by_split, most_objects, units
 from instancevg_jax.errors import InputError
 from tests import oracle
@@ -39,7 +40,9 @@ def test_mixed_seg(tmp_path: Path):
     assert masks.decode(rle).T.ravel().nonzero()[0].tolist() == list(range(100))
 
 
-@pytest.mark.parametrize("expressions", ["a dog", ["a dog"], {"raw": "a dog"}, {"raw": ["a dog"]}])
+@pytest.mark.parametrize(
+    "expressions", ["a dog", ["a dog"], {"raw": "a dog"}, {"raw": ["a dog"]}, [{"raw": "a dog", "sent_id": 3}]]
+)
 def test_grefs_takes_expressions_in_every_form(tmp_path: Path, expressions: Any):
     entry = generalized(5, "", annotation(), NULL, annotation(30, 15)) | {"expressions": expressions}
     (record,) = annotations.read(write(tmp_path / "instance.json", {"val": [entry]}))
@@ -125,6 +128,12 @@ def test_a_pickle_that_names_a_function_is_refused(tmp_path: Path):
     path.write_bytes(pickle.dumps([np.float64(1)]))
     with pytest.raises(InputError, match="the pickle asks for numpy"):
         annotations.read(path)
+    path.write_bytes(b"X\xff\xff\xff\x7f")
+    with pytest.raises(InputError, match="damaged"):
+        annotations.read(path)
+    path.write_bytes(b"\x8e" + (2**62).to_bytes(8, "little"))  # a string of so many bytes
+    with pytest.raises(InputError, match="damaged"):
+        annotations.read(path)
     path.write_bytes(pickle.dumps([1, 2])[:-3])
     with pytest.raises(InputError, match="damaged"):
         annotations.read(path)
@@ -141,8 +150,8 @@ def test_coco_with_captions(tmp_path: Path):
     images = [{"id": 5, "file_name": "5.jpg", "width": WIDTH, "height": HEIGHT, "split": "val"}]
     found = [
         annotation(image_id=5, caption="dogs"),
-        annotation(30, 15, image_id=5, caption="dogs"),
-        annotation(image_id=5),
+        annotation(30, 15, image_id=5, caption="dogs", id=8),
+        annotation(image_id=5, id=9),
     ]
     found.append({"image_id": 5, "caption": "a cat"})
     records = annotations.read(write(tmp_path / "coco.json", {"images": images, "annotations": found}))
@@ -165,7 +174,7 @@ def test_jsonl_needs_little(tmp_path: Path):
     path = tmp_path / "own.jsonl"
     path.write_text('{"image": "a.jpg", "expressions": "the red car", "objects": [{"box": [10, 20, 30, 40]}]}\n\n')
     assert annotations.read(path) == [
-        Record("line 1", "a.jpg", 0, 0, ("the red car",), (Instance((10, 20, 30, 40), None),), "train")
+        Record("own.jsonl line 1", "a.jpg", 0, 0, ("the red car",), (Instance((10, 20, 30, 40), None),), "train")
     ]
 
 
@@ -197,12 +206,141 @@ def test_jsonl_needs_little(tmp_path: Path):
         ("a.jsonl", '{"picture": "a.jpg"}', "line 1 has an unknown key 'picture'; expected expressions"),
         ("a.jsonl", "\n", "holds no record"),
         ("a.json", '[{"sentences": []}]', "instances.json: no such file"),
+        ("a.json", "[" * 100_000, "a.json: not valid JSON"),
+        ("a.json", json.dumps({"val": [generalized(1, "a", width=10**400)]}), r"width is 10+\.\.\.; expected a number"),
+        ("a.json", json.dumps({"val": [generalized(1, "\ud800")]}), "which has half a character; expected Unicode"),
+        ("a.json", json.dumps({"val": [generalized(1, "a", file_name="/etc/a.jpg")]}), "expected a file name within"),
+        (
+            "a.json",
+            json.dumps({"val": [generalized(1, "a", file_name="b/../../a.jpg")]}),
+            "expected a file name within",
+        ),
+        (
+            "a.json",
+            json.dumps({"val": [generalized(1, "a", file_name="ä" * 128)]}),
+            "expected at most 255 bytes a name",
+        ),
+        (
+            "a.json",
+            '{"val": [{"expressions": ["a"], "bbox": null, "annotations": [[null]]}]}',
+            r"val\[0\].annotations\[0\]\[0\] is missing or null; expected an annotation",
+        ),
+        (
+            "a.json",
+            '{"val": [{"expressions": ["a"], "bbox": [null], "annotations": [[{}]]}]}',
+            r"val\[0\] is malformed \(TypeError: object of type 'NoneType' has no len",
+        ),
+        ("a.json", '{"images": [3], "annotations": []}', r"images\[0\] is 3; expected an object with an id"),
+        ("a.json", '{"images": [{}], "annotations": []}', r"images\[0\] is {}; expected an object with an id"),
+        (
+            "a.json",
+            '{"images": [{"id": 1}, {"id": 1, "a": 2}], "annotations": []}',
+            r"images\[1\].id is 1, which another",
+        ),
+        ("a.json", '{"images": [], "annotations": [3]}', r"annotations\[0\] is 3; expected an annotation"),
+        (
+            "a.json",
+            '{"images": [{"id": 1}], "annotations": [{"caption": "a", "image_id": [1]}]}',
+            r"annotations\[0\] is malformed \(TypeError: unhashable type: 'list'\)",
+        ),
+        (
+            "a.json",
+            '{"images": [{"id": 1}], "annotations": [{"caption": "a", "image_id": 1}]}',
+            "no annotation with a caption has a bbox or a segmentation",
+        ),
+        (
+            "a.json",
+            json.dumps({"images": [{"id": 1}], "annotations": [annotation(caption=c, image_id=1) for c in "ab"]}),
+            r"annotations\[1\].id is 7, which another annotation has; expected it once",
+        ),
+        (
+            "a.json",
+            json.dumps({"val": [generalized(1, "a", annotation(segmentation={"size": [2, 3], "counts": [7, -1]}))]}),
+            "the RLE has a size of 3 x 2 and runs from -1; expected 0 or more",
+        ),
+        (
+            "a.json",
+            json.dumps({"val": [generalized(1, "a", annotation(segmentation={"size": [-2, -3], "counts": [6]}))]}),
+            "the RLE has a size of -3 x -2 and runs from 6; expected 0 or more",
+        ),
     ],
 )
 def test_errors_name_the_place(tmp_path: Path, name: str, content: str, message: str):
     (tmp_path / name).write_text(content)
     with pytest.raises(InputError, match=message):
         annotations.read(tmp_path / name)
+
+
+def test_jsonl_that_is_not_utf8(tmp_path: Path):
+    path = tmp_path / "own.jsonl"
+    path.write_bytes('{"image": "a.jpg", "expressions": "döner"}'.encode("latin1"))
+    with pytest.raises(InputError, match=r"own.jsonl: line 1 is not valid JSON in UTF-8"):
+        annotations.read(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sentences": []}, "reference 1.sentences holds 0; expected at least one, each an object"),
+        ({"sentences": ["a"]}, "reference 1.sentences holds 1; expected at least one, each an object"),
+        ({"image_id": [5]}, r"reference 0 is malformed \(TypeError: unhashable type"),
+        ({"ann_id": [[1]]}, r"reference 0 is malformed \(TypeError: unhashable type"),
+        ({"ann_id": 9}, "reference 1: ann_id 9 is not in instances.json"),
+    ],
+)
+def test_errors_in_references_name_the_place(tmp_path: Path, changes: dict, message: str):
+    with pytest.raises(InputError, match=message):
+        annotations.read(refer_folder(tmp_path, [reference("train", 1, "A") | changes]))
+
+
+@pytest.mark.parametrize(
+    ("instances", "message"),
+    [
+        ({"images": [{}], "annotations": []}, r"instances.json: images\[0\] is {}; expected an object with an id"),
+        ({"images": 3, "annotations": []}, "instances.json: images is 3; expected a list"),
+        (
+            {"images": [], "annotations": [{"id": 1}, {"id": 1, "a": 2}]},
+            r"annotations\[1\].id is 1, which another entry",
+        ),
+    ],
+)
+def test_errors_in_instances_name_the_place(tmp_path: Path, instances: dict, message: str):
+    path = refer_folder(tmp_path, [reference("train", 1, "A")])
+    write(tmp_path / "instances.json", instances)
+    with pytest.raises(InputError, match=message):
+        annotations.read(path)
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ("{", "instance_index.json: not valid JSON"),
+        ("[]", "instance_index.json: val is None; expected a dict of splits"),
+        ('{"val": 3}', "instance_index.json: val is 3; expected a dict of splits"),
+        ('{"val": [3]}', r"instance_index.json: val\[0\] is 3; expected \[start, end\]"),
+        ('{"val": [[0, 1.5]]}', r"val\[0\] is \[0, 1.5\]; expected \[start, end\], whole numbers"),
+        ('{"val": [[-1, 1]]}', r"val\[0\] is \[-1, 1\]; expected"),
+    ],
+)
+def test_errors_in_the_index_name_the_place(tmp_path: Path, index: str, message: str):
+    (tmp_path / "instance_index.json").write_text(index)
+    with pytest.raises(InputError, match=message):
+        annotations.read(write(tmp_path / "instance.json", {"val": [[generalized(5, "a", annotation())]]}))
+
+
+def test_an_index_may_reach_beyond_the_split(tmp_path: Path):
+    write(tmp_path / "instance_index.json", {"val": [[0, 10**15]]})
+    (record,) = annotations.read(write(tmp_path / "instance.json", {"val": [[generalized(5, "a", annotation())]]}))
+    assert record.group == "val/group0"
+
+
+def test_kept_problems_leave_the_other_records(tmp_path: Path):
+    entries = [generalized(5, []), generalized(5, "a", annotation()), generalized(5, "b", None), 3]
+    problems = Problems(keep=True)
+    (record,) = annotations.read(write(tmp_path / "instance.json", {"val": entries}), problems)
+    assert record.expressions == ("a",)
+    assert [where for where, _ in problems.found] == ["val[0]", "val[2]", "val[3]"]
+    assert problems.found[0][1] == "val[0].expressions is []; expected a string or a list of strings"
 
 
 def test_a_missing_file_is_an_error(tmp_path: Path):

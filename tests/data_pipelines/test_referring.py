@@ -1,6 +1,8 @@
 """prepare writes what Prepared reads back: every record, and every picture once, without TensorFlow."""
 
 import json
+import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,7 +13,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from data_pipelines import masks
-from data_pipelines.prepare import prepare
+from data_pipelines.prepare import _side_folder, prepare
 from data_pipelines.records import Record
 from data_pipelines.referring import split_name
 from data_pipelines.sources import Folder, Prepared
@@ -74,10 +76,127 @@ def test_a_second_call_keeps_what_is_there_and_other_pictures_are_refused(tmp_pa
     prepare("custom", [file], images, tmp_path / "out")
     assert stored.stat().st_mtime_ns == written
     file.write_text(json.dumps({"val": [generalized(2, "a dog", annotation())]}))
-    with pytest.raises(InputError, match="holds other pictures than these annotations name; use --overwrite"):
+    with pytest.raises(InputError, match="custom: holds other records or pictures than these; use --overwrite"):
         prepare("custom", [file], images, tmp_path / "out")
     prepare("custom", [file], images, tmp_path / "out", overwrite=True)
     assert len(Prepared(tmp_path / "out", "custom", "val")) == 1
+    assert [path.name for path in (tmp_path / "out/.preparing").iterdir()] == ["custom.lock"]
+
+
+@pytest.mark.parametrize("change", ["sentence", "objects", "count", "order", "picture"])
+def test_whatever_changes_is_noticed(tmp_path: Path, images: Path, file: Path, change: str):
+    prepare("custom", [file], images, tmp_path / "out")
+    content = json.loads(file.read_text())
+    match change:
+        case "sentence":
+            content["train"][1][0]["expressions"]["raw"] = "a dag"
+        case "objects":
+            content["train"][1][0]["annotations"][0]["bbox"][0] += 1
+        case "count":
+            content["train"].pop()
+        case "order":
+            content["train"].reverse()
+        case "picture":
+            (images / "2.jpg").write_bytes((images / "2.jpg").read_bytes() + b"\0")
+    file.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="use --overwrite"):
+        prepare("custom", [file], images, tmp_path / "out")
+    records = prepare("custom", [file], images, tmp_path / "out", overwrite=True)
+    train = Prepared(tmp_path / "out", "custom", "train")
+    for i, record in enumerate(r for r in records if r.split == "train"):
+        read, data = train.load(i)
+        assert (read, data()) == (drawn(record), (images / record.picture).read_bytes())
+
+
+def test_records_beside_other_pictures_are_refused(tmp_path: Path, images: Path, file: Path):
+    prepare("custom", [file], images, tmp_path / "out")
+    content = json.loads(file.read_text())
+    content["train"].reverse()
+    file.write_text(json.dumps(content))
+    prepare("custom", [file], images, tmp_path / "other")
+    shutil.rmtree(tmp_path / "out/pictures")
+    shutil.copytree(tmp_path / "other/pictures", tmp_path / "out/pictures")
+    with pytest.raises(InputError, match=r"are not its pictures; prepare with --overwrite"):
+        Prepared(tmp_path / "out", "custom", "train")
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from data_pipelines import prepare, referring
+place, calls, (annotations, images, out) = sys.argv[1], int(sys.argv[2]), map(Path, sys.argv[3:])
+module, name = {"pictures": (referring, "decode_picture"), "records": (referring, "to_example"), "swap": (Path, "rename")}[place]
+whole, left = getattr(module, name), [calls]
+def dying(*arguments):
+    left[0] -= 1
+    if left[0] < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return whole(*arguments)
+setattr(module, name, dying)
+prepare.prepare("custom", [annotations], images, out, num_workers=1, overwrite=True)
+"""
+
+
+@pytest.mark.parametrize(("place", "calls"), [("pictures", 1), ("records", 2), *(("swap", k) for k in range(4))])
+def test_a_killed_run_leaves_the_old_or_nothing_and_the_next_makes_it_whole(
+    tmp_path: Path, images: Path, file: Path, place: str, calls: int
+):
+    out, clean = tmp_path / "out", tmp_path / "clean"
+    picture(images, "3.jpg", 30)
+    old = tmp_path / "old.json"
+    old.write_text(json.dumps({"train": [generalized(i, "old", annotation()) for i in (3, 2)]}))
+    prepare("custom", [old], images, out)
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-c", KILLED, place, str(calls), str(file), str(images), str(out)]
+    assert subprocess.run(command, cwd=root, check=False, capture_output=True).returncode == -signal.SIGKILL
+    if place == "swap" and calls:
+        with pytest.raises(InputError, match="no such folder; write it with"):
+            Prepared(out, "custom", "train")
+    else:
+        assert [Prepared(out, "custom", "train").record(i).expressions for i in range(2)] == [("old",)] * 2
+    prepare("custom", [file], images, out, overwrite=True)
+    prepare("custom", [file], images, clean)
+    assert contents(out) == contents(clean)
+
+
+def contents(folder: Path) -> tuple[set[str], list[tuple[Record, bytes]]]:
+    """Names of all files, and what is read; the files' own bytes are not the same from run to run."""
+    sources = [Prepared(folder, "custom", split) for split in ("train", "val_rrefcoco+")]
+    loaded = [source.load(i) for source, count in zip(sources, (3, 1), strict=True) for i in range(count)]
+    names = {str(path.relative_to(folder)) for path in folder.rglob("*")}
+    return names, [(record, read()) for record, read in loaded]
+
+
+def test_pictures_of_a_killed_run_are_taken_up(tmp_path: Path, images: Path, file: Path):
+    prepare("custom", [file], images, tmp_path / "out")
+    shutil.rmtree(tmp_path / "out/referring")
+    stored = next((tmp_path / "out/pictures/custom/1.0.0").glob("*.array_record-*"))
+    written = stored.stat().st_mtime_ns
+    prepare("custom", [file], images, tmp_path / "out")
+    assert stored.stat().st_mtime_ns == written
+    assert len(Prepared(tmp_path / "out", "custom", "train")) == 2
+
+
+def test_two_at_once_are_refused(tmp_path: Path, images: Path, file: Path):
+    with _side_folder(tmp_path / "out", "custom"), pytest.raises(InputError, match="another prepare is at work there"):
+        prepare("custom", [file], images, tmp_path / "out")
+
+
+def test_settings_are_checked(tmp_path: Path, images: Path, file: Path):
+    with pytest.raises(InputError, match="--workers is 0; expected at least 1"):
+        prepare("custom", [file], images, tmp_path / "out", num_workers=0)
+    with pytest.raises(InputError, match=r"instance.json: is a file; expected a folder to write to"):
+        prepare("custom", [file], images, file)
+    with pytest.raises(
+        InputError, match=r"instance.json/out: cannot be written \(Not a directory\); expected a folder"
+    ):
+        prepare("custom", [file], images, file / "out")
+    file.write_text('{"train": []}')
+    with pytest.raises(InputError, match=r"instance.json: no record; expected at least one"):
+        prepare("custom", [file], images, tmp_path / "out")
+    file.write_text(json.dumps({name: [generalized(2, "a dog", annotation())] for name in ("val+", "valplus")}))
+    with pytest.raises(InputError, match=r"splits 'val\+' and 'valplus' would both be stored as 'valplus'"):
+        prepare("custom", [file], images, tmp_path / "out")
 
 
 def test_nothing_is_left_of_a_failure_and_the_next_call_goes_on(tmp_path: Path, images: Path, file: Path):
@@ -89,10 +208,10 @@ def test_nothing_is_left_of_a_failure_and_the_next_call_goes_on(tmp_path: Path, 
         prepare("custom", [bad], images, tmp_path / "out")
     with pytest.raises(InputError, match=r"referring/custom/1.0.0: no such folder; write it with"):
         Prepared(tmp_path / "out", "custom", "train")
-    stored = next((tmp_path / "out/pictures/custom/1.0.0").glob("*.array_record-*"))
-    written = stored.stat().st_mtime_ns
+    written = [path.stat().st_mtime_ns for path in tmp_path.rglob("pictures-*.array_record-*")]
+    assert len(written) == 1
     prepare("custom", [file], images, tmp_path / "out")
-    assert stored.stat().st_mtime_ns == written
+    assert [path.stat().st_mtime_ns for path in tmp_path.rglob("pictures-*.array_record-*")] == written
     assert len(Prepared(tmp_path / "out", "custom", "train")) == 2
 
 

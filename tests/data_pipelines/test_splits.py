@@ -70,6 +70,14 @@ def test_the_cache_changes_no_batch_and_is_shared_out_among_processes(config: Co
     split = splits.open_split(config, "train", tokenizer)
     assert isinstance(split, splits.ReferringSplit)
     assert split.make.cache
+    again = splits.open_split(config, "train", tokenizer, length=1)
+    assert isinstance(again, splits.ReferringSplit)
+    assert again.make.cache is split.make.cache
+    config.model.image_height //= 2
+    smaller = splits.open_split(config, "train", tokenizer)
+    assert isinstance(smaller, splits.ReferringSplit)
+    assert smaller.make.cache is not split.make.cache
+    config.model.image_height *= 2
     whole, config.data.num_processes = split.make.cache.max_bytes, 3
     shared = splits.open_split(config, "train", tokenizer)
     assert isinstance(shared, splits.ReferringSplit)
@@ -94,6 +102,23 @@ def test_jitter_is_for_training_alone(config: Config):
     assert split.make.jitter is None
     config.data.jitter_scales, config.data.jitter_flip = (0.3, 1.4), 0.5
     assert splits._jitter(config.data) == Jitter()
+
+
+def test_what_the_protocol_or_the_task_would_misread_is_refused(config: Config, tmp_path: Path):
+    tokenizer = splits.load_tokenizer(config)
+    lines = [
+        {"image": "0.jpg", "split": s, "expressions": "a", "objects": [{"box": [1, 1, 9, 9]}]} for s in ("train", "val")
+    ]
+    (tmp_path / "b.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    prepare("custom", [tmp_path / "b.jsonl"], tmp_path / "images", tmp_path / "data", overwrite=True)
+    with pytest.raises(InputError, match=r"train: record .* has an object with only a box or only a mask, which eval"):
+        splits.open_split(config, "train", tokenizer)
+    config.eval.protocol = "strict"
+    assert len(splits.open_split(config, "val", tokenizer)) == 1
+    config.eval.task = "rrefcoco"
+    with pytest.raises(InputError, match=r"val: record .* is in no group, and the metrics of eval.task 'rrefcoco'"):
+        splits.open_split(config, "val", tokenizer)
+    assert len(splits.open_split(config, "train", tokenizer)) == 1
 
 
 @pytest.mark.slow

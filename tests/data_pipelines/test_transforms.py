@@ -3,6 +3,7 @@
 import functools
 import json
 import pickle
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import pycocotools.mask
 import pytest
 
-from data_pipelines import annotations, masks
+from data_pipelines import annotations, augment, masks
 from data_pipelines.augment import Jitter, Window, cut_boxes, cut_mask, cut_picture
 from data_pipelines.picture_cache import PictureCache
 from data_pipelines.records import RLE, Instance, Record, select
@@ -128,10 +129,22 @@ def test_a_mask_drawn_at_another_size_equals_the_whole_one_resized():
             assert ours.flags.c_contiguous
 
 
-@pytest.mark.parametrize("counts", ["", "0", "P", "PPPPPPPPPPPPPPPP2", "04", "02o", "2222", "n4", "ee2Wf", "é"])
+@pytest.mark.parametrize(
+    "counts", ["", "0", "P", "PPPPPPPPPPPPPPPP2", "04", "02o", "2222", "n4", "ee2Wf", "é", "6p", "\ud800"]
+)
 def test_an_rle_that_does_not_fill_its_size_is_refused_at_any_size(counts: str):
     with pytest.raises(InputError, match="the RLE does not fill a mask of 3 x 2"):
         masks.decode_resized(RLE(2, 3, counts), 4, 4)
+    for read in (masks.decode, lambda rle: masks.to_rle(rle, 2, 3)):
+        with pytest.raises(InputError, match="the RLE does not fill a mask of 3 x 2"):
+            read(RLE(2, 3, counts))
+
+
+def test_absurdly_long_edges_are_refused():
+    with pytest.raises(InputError, match=r"a coordinate is 1e\+09 pixels; expected at most 100,000"):
+        masks.to_rle([[0, 0, 1e9, 0, 0, 5]], 10, 10)
+    with pytest.raises(InputError, match=r"a coordinate is 1e\+09 pixels"):
+        masks.from_box((0, 0, 5, 1e9), 10, 10)
 
 
 def record_of(*instances: Instance, expressions: tuple[str, ...] = ("a dog",)) -> Record:
@@ -215,6 +228,51 @@ def test_jitter_keeps_sentences_true():
         assert {jitter.draw(record, text, (100, 200), rng) for _ in range(50)} == {None}
     placed = {jitter.draw(record, "dog in the middle", (100, 200), rng) for _ in range(50)}
     assert placed == {None, Window(0, 0, (100, 200), True)}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "lefty",
+            "the Leftest dog",
+            "righty",
+            "rightest",
+            "leftish one",
+            "rigth dog",
+            "lef guy",
+            "onleft",
+            "dog on r",
+        ),
+        *("southwest corner", "western dog", "counterclockwise", "rt hand", "lft", "rtmost"),
+        *("number 5", "player no. 23", "the sign that says stop", "letters", "labelled box", "the clock", "jersey"),
+    ],
+)
+def test_what_a_mirror_would_make_untrue_is_not_mirrored(text: str):
+    record, rng = record_of(Instance((2, 2, 8, 8), SQUARE)), np.random.default_rng(0)
+    drawn = [Jitter(flip_probability=1).draw(record, text, (100, 200), rng) for _ in range(20)]
+    assert not any(window and window.flip for window in drawn)
+
+
+@pytest.mark.parametrize(
+    "text", ["bright dog", "upright dog", "a fright", "the rest", "lest", "least", "yeast", "designer dog", "spread"]
+)
+def test_what_a_mirror_leaves_true_is_mirrored(text: str):
+    record, rng = record_of(Instance((2, 2, 8, 8), SQUARE)), np.random.default_rng(0)
+    drawn = [Jitter(flip_probability=1).draw(record, text, (100, 200), rng) for _ in range(20)]
+    assert all(window and window.flip for window in drawn)
+
+
+def test_sides_and_signs_of_real_sentences():
+    path = oracle.data("expressions.txt")
+    sentences = path.read_text(encoding="utf-8").lower().splitlines()
+    assert len(sentences) == 33_869
+    spoken = [s for s in sentences if augment._SIDES.search(s)]
+    words = {word for s in spoken for word in re.findall(r"[a-z]+", s)}
+    assert {"rightest", "lefty", "leftest", "righty", "leftish", "rigth", "lef"} <= words
+    assert len(spoken) == 7_282
+    assert sum(augment._SIGNS.search(s) is not None for s in sentences) == 1_621
+    assert not any(augment._SIDES.fullmatch(word) for word in ("bright", "brightest", "upright", "rest", "light"))
 
 
 def test_jittered_examples_keep_their_shapes(tokenizer: Tokenizer):
