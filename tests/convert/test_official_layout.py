@@ -13,6 +13,7 @@ from instancevg_jax import config as configs
 from instancevg_jax.checkpoint import load_model, load_pretrained
 from instancevg_jax.config import Config, base, large
 from instancevg_jax.models.instancevg import InstanceVG
+from instancevg_jax.positions import resize_positions
 from tests import oracle
 from tests.parity import models
 from tests.parity.test_model import INPUTS
@@ -74,7 +75,8 @@ def test_beit3_of_full_size_fills_the_backbone(name, model_config, tmp_path, mon
     command.main()
     model = nnx.eval_shape(lambda: InstanceVG(model_config, rngs=nnx.Rngs(0)))
     load_pretrained(model, tmp_path / "dir")
-    state[beit3.POSITIONS] = beit3.resize_positions(state[beit3.POSITIONS], (20, 20))
+    positions = f"beit3.{beit3.POSITIONS}"
+    state[positions] = resize_positions(state[positions], (14, 14), (20, 20))
     leaves = {p: leaf for p, leaf in export.flatten(nnx.state(model)).items() if p.startswith(command.BACKBONE)}
     found = rules.plan(state, beit3.TABLE, {path: leaf.shape for path, leaf in leaves.items()})
     assert not found.problems()
