@@ -9,7 +9,6 @@ SRC is a file (torch's .pth, .pt, .bin or BEiT-3's .zip, or .safetensors) or hf:
 
 import argparse
 import hashlib
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,17 @@ from flax import traverse_util
 
 from convert import beit3, export, hub, rules, torch_reader, torch_writer
 from convert.instancevg import TABLE
+from instancevg_jax import command_line
 from instancevg_jax import config as configs
-from instancevg_jax.checkpoint import save_checkpoint
+from instancevg_jax.checkpoint import check_destination, save_checkpoint
 from instancevg_jax.config import Config
 from instancevg_jax.errors import InputError, run_command
 from instancevg_jax.tokenizer import Tokenizer
 
 BACKBONE = "backbone/"
+BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "empty_weight")  # no average holds them
+# least number of token ids of the model that belongs to so many rows of embeddings, where these are padded
+TOKEN_IDS = {64010: 64000, 256: 112}  # BEiT-3, whose model has 64,003; config.tiny()
 
 
 def convert_instancevg(args: argparse.Namespace) -> None:
@@ -32,12 +35,14 @@ def convert_instancevg(args: argparse.Namespace) -> None:
     config, tokenizer = _settings(args)
     path, checkpoint, state = _read(args)
     expected = export.expected_shapes(config)
-    params = _convert(state, TABLE, expected, str(path))
+    state = _fit(state, config, str(path), "vis_enc.beit3")
+    params = _convert(state, TABLE, expected, str(path), args.ema)
     left_out = rules.ignored_values(state, TABLE)
     unused = export.unused_tensors(config)
     for key, value in left_out.items():
-        if key not in unused or unused[key].shape != value.shape:
-            raise InputError(f"{path}: {key} has the shape {list(value.shape)}, which does not fit the config")
+        wanted = unused.get(key)
+        if wanted is None or (wanted.shape, wanted.dtype) != (value.shape, value.dtype):
+            raise InputError(f"{path}: {key} is {value.dtype} {list(value.shape)}, which does not fit the config")
     origin = _provenance(args.src, path, checkpoint, "instancevg")
     _save(args.dst, params, config, tokenizer, origin, {export.LEFT_OUT_FILE: export.pack(left_out)})
 
@@ -46,14 +51,15 @@ def convert_beit3(args: argparse.Namespace) -> None:
     """An official BEiT-3 checkpoint -> a checkpoint directory of the backbone alone, for training to start from."""
     config, tokenizer = _settings(args)
     path, checkpoint, state = _read(args)
-    state = beit3.fit_to(state, config.model, str(path))
+    state = _fit(state, config, str(path), beit3.PREFIX)
     expected = {key: shape for key, shape in export.expected_shapes(config).items() if key.startswith(BACKBONE)}
-    params = _convert(state, beit3.TABLE, expected, str(path))
+    params = _convert(state, beit3.TABLE, expected, str(path), args.ema)
     _save(args.dst, params, config, tokenizer, _provenance(args.src, path, checkpoint, "beit3"), {})
 
 
 def convert_back(args: argparse.Namespace) -> None:
     """A checkpoint directory -> a .pth file in the original's layout."""
+    torch_writer.check_destination(args.dst)
     state, kept = export.original_state(args.dir)
     torch_writer.write_checkpoint(args.dst, state)
     unused = sum(isinstance(rules.classify(key, TABLE), rules.Ignore) for key in state)
@@ -62,34 +68,64 @@ def convert_back(args: argparse.Namespace) -> None:
 
 
 def _settings(args: argparse.Namespace) -> tuple[Config, Tokenizer]:
-    """The config and the tokenizer, which must fit each other: found out before the large file is read."""
+    """The config and the tokenizer, which must fit each other, and a DST to write to: found out before the large file is read."""
+    check_destination(args.dst)
     config = _load_config(args.config)
     spm = args.tokenizer or config.data.tokenizer
     if not spm:
         raise InputError("no tokenizer: give --tokenizer beit3.spm, or a config whose data.tokenizer names it")
     tokenizer = Tokenizer.from_file(spm)
-    if tokenizer.vocab_size > config.model.vocab_size:
-        vocab = config.model.vocab_size
-        raise InputError(f"{spm}: {tokenizer.vocab_size} token ids, more than the config's model.vocab_size {vocab}")
+    vocab = config.model.vocab_size
+    least = TOKEN_IDS.get(vocab, vocab)
+    if not least <= tokenizer.vocab_size <= vocab:
+        expected = f"{least} to {vocab}" if least < vocab else vocab
+        found = f"{spm}: {tokenizer.vocab_size} token ids"
+        raise InputError(f"{found}; expected {expected}, those of the model with model.vocab_size {vocab}")
     return config, tokenizer
 
 
 def _read(args: argparse.Namespace) -> tuple[Path, torch_reader.Checkpoint, dict[str, Any]]:
+    """The file and its state dict; that of an average is completed with the buffers of the weights beside it."""
     path = hub.local_file(args.src)
     checkpoint = torch_reader.read_checkpoint(path)
     if not checkpoint.checksums:
         print(f"{path}: carries no checksums, so a damaged value would not be noticed")
-    return path, checkpoint, torch_reader.state_dict(checkpoint, args.ema)
+    state = torch_reader.state_dict(checkpoint, args.ema)
+    if args.ema:
+        plain = torch_reader.state_dict(checkpoint)
+        buffers = {key: value for key, value in plain.items() if key.endswith(BUFFERS) and key not in state}
+        if buffers:
+            print(f"{len(buffers)} buffers that the average lacks, such as BatchNorm's statistics, are those beside it")
+        state |= buffers
+    return path, checkpoint, state
+
+
+def _fit(state: dict[str, Any], config: Config, source: str, prefix: str) -> dict[str, Any]:
+    fitted = beit3.fit_to(state, config.model, source, prefix)
+    for key, value in fitted.items():
+        if value is not state[key]:
+            size = f"pictures of {config.model.image_height} x {config.model.image_width}"
+            print(f"resized for {size}, patch {config.model.patch_size}: {key} {_sizes(state[key])} -> {_sizes(value)}")
+    return fitted
+
+
+def _sizes(tensor: rules.Tensor) -> str:
+    return " x ".join(map(str, tensor.shape))
 
 
 def _convert(
-    state: dict[str, Any], table: rules.RuleTable, expected: dict[str, tuple[int, ...]], source: str
+    state: dict[str, Any], table: rules.RuleTable, expected: dict[str, tuple[int, ...]], source: str, ema: bool
 ) -> dict[str, np.ndarray]:
+    """The parameters, with what became of each key printed. An average may hold stale copies of shared modules."""
     found = rules.plan(state, table, expected)
     print(found.summary())
     for line in found.problems():
         print(line)
-    return rules.to_target(state, table, expected, source)
+    params = rules.to_target(state, table, expected, source, stale_aliases=ema)
+    if ema:
+        for key in rules.differing_aliases(state, found):
+            print(f"{key} differs from {found.aliases[key]}, which is taken: one shared module in the original")
+    return params
 
 
 def _provenance(source: str, path: Path, checkpoint: torch_reader.Checkpoint, kind: str) -> dict[str, Any]:
@@ -143,18 +179,15 @@ Converted from `{provenance["source"]}` (sha256 {provenance["sha256"]}), a file 
 
 def _load_config(spec: str) -> Config:
     """The Config of a .json file, or of a config file's get_config(): "configs/grefcoco.py" or "configs/grefcoco.py:large"."""
-    name, _, size = spec.partition(":")
+    name = spec.partition(":")[0]
     path = Path(name)
     if not path.is_file():
         raise InputError(f"{name}: no such file; expected a config such as configs/grefcoco.py or a config.json")
     if path.suffix == ".json":
         return configs.load(path)
-    module_spec = importlib.util.spec_from_file_location("config_file", path)
-    if module_spec is None or module_spec.loader is None:
+    if path.suffix != ".py":
         raise InputError(f"{name}: expected a config such as configs/grefcoco.py or a config.json")
-    module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
-    return module.get_config(size) if size else module.get_config()
+    return command_line.load_config(spec)
 
 
 def _arguments() -> argparse.Namespace:
@@ -168,7 +201,7 @@ def _arguments() -> argparse.Namespace:
         command.add_argument("dst", metavar="DST", help="the checkpoint directory to write")
         command.add_argument("--config", required=True, help="configs/X.py, configs/X.py:large, or a config.json")
         command.add_argument("--tokenizer", help="beit3.spm; by default the config's data.tokenizer")
-        command.add_argument("--ema", action="store_true", help="take the averaged weights (ema_state_dict)")
+        command.add_argument("--ema", action="store_true", help="take the averaged weights (ema_state_dict, model_ema)")
         command.set_defaults(run=run)
     command = commands.add_parser("export", help=convert_back.__doc__, description=convert_back.__doc__)
     command.add_argument("dir", metavar="DIR", help="a checkpoint directory")

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from instancevg_jax.errors import InputError
+from instancevg_jax.errors import InputError, first_line
 
 SCHEME = "hf://"
 
@@ -24,12 +24,12 @@ def local_file(source: str) -> Path:
         from huggingface_hub import errors  # pyright: ignore[reportMissingImports]
         from huggingface_hub.utils import logging  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        message = "needs the package huggingface_hub (pip install 'instancevg_jax[web]'), or give a file that you have"
+        message = "needs the package huggingface_hub (pip install -e '.[web]'), or give a file that you have"
         raise InputError(f"{source}: {message}") from error
     logging.set_verbosity_error()  # its retries would say the same five times
     try:
         return Path(huggingface_hub.hf_hub_download("/".join(parts[:2]), "/".join(parts[2:])))
     except errors.LocalEntryNotFoundError as error:
         raise InputError(f"{source}: no network, and not downloaded before") from error
-    except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
-        raise InputError(f"{source}: cannot be downloaded ({str(error).splitlines()[0][:200]})") from error
+    except Exception as error:  # its own, and those of whichever library it sends requests with
+        raise InputError(f"{source}: cannot be downloaded ({first_line(error)})") from error

@@ -22,6 +22,9 @@ MAX_COPIED_BYTES = 256 << 20
 MAX_INT_BITS = 1024
 MAX_NESTING = 100
 KEY_BITS = 64
+KEY_ITEMS = 16  # of a tuple that is a dict's key, those of tuples in it counted
+KEY_TEXT = 128  # characters of each text in it
+MAX_SCALAR_TEXT = 4096
 NUMPY_KINDS = frozenset("b1 i1 i2 i4 i8 u1 u2 u4 u8 f2 f4 f8 c8 c16".split())  # noqa: SIM905
 
 # Classes of which a file may hold instances; they stay records of what the file says.
@@ -35,7 +38,10 @@ INERT_CLASSES = frozenset(
         "builtins.slice",
         "datetime.date",
         "datetime.datetime",
+        "datetime.time",
         "datetime.timedelta",
+        "datetime.timezone",
+        "decimal.Decimal",
         "fractions.Fraction",
         "ml_collections.config_dict.config_dict.ConfigDict",
         "mmcv.utils.config.Config",
@@ -45,9 +51,11 @@ INERT_CLASSES = frozenset(
         "numpy.dtype",
         "numpy.ndarray",
         "omegaconf.dictconfig.DictConfig",
-        "pathlib.PosixPath",
-        "pathlib.PurePosixPath",
-        "pathlib.WindowsPath",
+        *(
+            f"{module}.{name}"
+            for module in ("pathlib", "pathlib._local")
+            for name in ("PosixPath", "PurePosixPath", "PureWindowsPath", "WindowsPath")
+        ),
         "torch.Size",
         "torch.device",
         "types.SimpleNamespace",
@@ -200,9 +208,19 @@ def _numpy_scalar(args: tuple[Any, ...]) -> Any:
     match args:
         case (Inert("numpy.dtype", (str() as kind, *_)) as dtype, bytes() as data):
             order = ">" if isinstance(dtype.state, tuple) and ">" in dtype.state[1:2] else "<"
+            if kind == f"U{len(data) // 4}" and len(data) % 4 == 0 and len(data) <= MAX_SCALAR_TEXT:
+                return data.decode("utf-32-be" if order == ">" else "utf-32-le").rstrip("\0")
+            if kind == f"S{len(data)}" and len(data) <= MAX_SCALAR_TEXT:
+                return data.rstrip(b"\0")
             if kind in NUMPY_KINDS and np.dtype(kind).itemsize == len(data):
                 return np.frombuffer(data, np.dtype(kind).newbyteorder(order))[0]
     raise Malformed("found a numpy scalar of an unknown kind or size")
+
+
+def _type(args: tuple[Any, ...]) -> Name:
+    if args == (None,):
+        return Name("builtins.NoneType")
+    raise Malformed("found the type of something else than None")
 
 
 PLAIN: dict[str, Constructor] = {
@@ -216,6 +234,7 @@ PLAIN: dict[str, Constructor] = {
     "builtins.bytes": _bytes,
     "builtins.bytearray": _bytes,
     "builtins.complex": _complex,
+    "builtins.type": _type,
     "_codecs.encode": _bytes,
     "copyreg._reconstructor": _reconstruct,
     "numpy.core.multiarray._reconstruct": _reconstruct,
@@ -226,12 +245,30 @@ PLAIN: dict[str, Constructor] = {
 
 
 def _key(value: Any) -> Any:
-    """`value` if it may be a dict's key or a set's member: plain and cheap to hash."""
+    """`value` if it may be a dict's key or a set's member: plain and cheap to hash.
+
+    A small tuple becomes its text: tuples whose hashes collide are easily made, and would make a dict slow.
+    """
+    if isinstance(value, tuple):
+        return repr(_small(value, KEY_ITEMS))
+    if isinstance(value, np.generic):
+        value = value.item()
     if isinstance(value, (str, bytes, float, bool, type(None))):
         return value
     if isinstance(value, int) and value.bit_length() <= KEY_BITS:
         return value
     raise Malformed(f"found a dict key of type {type(value).__name__}, expected text or a number")
+
+
+def _small(value: tuple[Any, ...], room: int) -> tuple[Any, ...]:
+    """A tuple of keys, of at most `room` items with those of its own tuples. Each level leaves less to the next."""
+    if len(value) > room:
+        raise Malformed(f"found a dict key of type tuple with more than {KEY_ITEMS} items")
+    longest = max((len(item) for item in value if isinstance(item, (str, bytes))), default=0)
+    if longest > KEY_TEXT:
+        raise Malformed(f"found a dict key of type tuple with a text of {longest} characters")
+    left = (room - 1) // max(len(value), 1)
+    return tuple(_small(item, left) if isinstance(item, tuple) else _key(item) for item in value)
 
 
 class _Machine:
@@ -330,6 +367,7 @@ class _Machine:
         """The only place where a name enters: listed ones become a record, all others end the reading."""
         if not isinstance(module, str) or not isinstance(name, str):
             raise Malformed("found a name that is not text")
+        name = "range" if (module, name) == ("__builtin__", "xrange") else name
         module = {"__builtin__": "builtins", "copy_reg": "copyreg"}.get(module, module)
         full = f"{module}.{name}"
         if full not in self.constructors and full not in INERT_CLASSES and full not in self.names:

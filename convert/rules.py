@@ -13,7 +13,7 @@ import difflib
 import functools
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -126,7 +126,11 @@ def plan(state: Mapping[str, Tensor], table: RuleTable, expected: Mapping[str, S
         elif isinstance(entry, Ignore):
             result.ignored[key] = entry.reason
         elif isinstance(entry, str):
-            result.aliases[key] = entry
+            canonical = classify(entry, table)
+            if isinstance(canonical, Rule) and _render(canonical.source, canonical.target, entry) in expected:
+                result.aliases[key] = entry
+            else:
+                result.unexpected.append(key)
         else:
             path = _render(entry.source, entry.target, key)
             if path in result.assigned:
@@ -143,21 +147,30 @@ def plan(state: Mapping[str, Tensor], table: RuleTable, expected: Mapping[str, S
 
 
 def to_target(
-    state: Mapping[str, Tensor], table: RuleTable, expected: Mapping[str, Shape], source: str = "the file"
+    state: Mapping[str, Tensor],
+    table: RuleTable,
+    expected: Mapping[str, Shape],
+    source: str = "the file",
+    stale_aliases: bool = False,
 ) -> dict[str, np.ndarray]:
-    """Original -> ours: an array for every path of `expected`, floats as float32. Holds one tensor beside the result.
+    """Original -> ours: an array for every path of `expected`, as float32. Holds one tensor beside the result.
 
     `source` names the file in errors. Raises MismatchError if a key or shape does not fit, InputError where an alias
-    differs from what it stands for.
+    differs from what it stands for (unless `stale_aliases`), or a tensor holds something else than finite floats.
     """
     found = plan(state, table, expected)
     check(found, source)
-    for key, canonical in found.aliases.items():
-        if canonical not in state or not _equal(state[key], state[canonical]):
+    if not stale_aliases:
+        for key in differing_aliases(state, found):
             raise InputError(
-                f"{source}: {key} should equal {canonical} (one shared module in the original) but differs"
+                f"{source}: {key} should equal {found.aliases[key]} (one shared module in the original) but differs"
             )
-    return {path: _convert(state[key], rule.transform) for path, (key, rule) in found.assigned.items()}
+    return {path: _convert(state[key], rule.transform, key, source) for path, (key, rule) in found.assigned.items()}
+
+
+def differing_aliases(state: Mapping[str, Tensor], found: Plan) -> Iterator[str]:
+    """The second names whose tensor is not that of the first."""
+    return (key for key, canonical in found.aliases.items() if not _equal(state[key], state[canonical]))
 
 
 def check(found: Plan, source: str) -> None:
@@ -174,9 +187,8 @@ def check(found: Plan, source: str) -> None:
 
 def ignored_values(state: Mapping[str, Tensor], table: RuleTable) -> dict[str, np.ndarray]:
     """The tensors that a conversion leaves out, floats as float32, so that a later export can put them back."""
-    return {
-        key: _as_float32(np.array(value)) for key, value in state.items() if isinstance(classify(key, table), Ignore)
-    }
+    left_out = {key: np.array(value) for key, value in state.items() if isinstance(classify(key, table), Ignore)}
+    return {key: _as_float32(value) if is_float(value.dtype) else value for key, value in left_out.items()}
 
 
 def to_source(
@@ -241,15 +253,25 @@ BACKWARD: dict[Transform, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-def _convert(value: Tensor, transform: Transform) -> np.ndarray:
-    """A contiguous copy in our layout that holds on to nothing of its source."""
-    return np.array(_as_float32(FORWARD[transform](np.asarray(value))), order="C")
+def is_float(dtype: np.dtype) -> bool:
+    """Whether these are real floating point numbers, those of ml_dtypes included."""
+    return dtype.name.startswith(("float", "bfloat"))
+
+
+def _convert(value: Tensor, transform: Transform, key: str, source: str) -> np.ndarray:
+    """A contiguous float32 copy in our layout that holds on to nothing of its source."""
+    read = np.asarray(value)
+    if not is_float(read.dtype):
+        raise InputError(f"{source}: {key} holds {read.dtype}; expected floating point numbers")
+    converted = np.array(_as_float32(FORWARD[transform](read)), order="C")
+    if converted.size and not np.isfinite([converted.min(), converted.max()]).all():  # NaN is both
+        raise InputError(f"{source}: {key} holds NaN, infinity or values beyond float32; expected finite numbers")
+    return converted
 
 
 def _as_float32(value: np.ndarray) -> np.ndarray:
-    if value.dtype.kind in "biu":
-        return value
-    return value.astype(np.float32, copy=False)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return value.astype(np.float32, copy=False)
 
 
 def _equal(first: Tensor, second: Tensor) -> bool:

@@ -24,7 +24,8 @@ from instancevg_jax.errors import InputError
 MAX_PICKLE_BYTES = 64 << 20
 MAGIC = 0x1950A86A20F9469CFC6C
 PROTOCOL = 1001
-WRAPPERS = ("state_dict", "model", "module", "model_state_dict", "ema_state_dict")
+EMA_WRAPPERS = ("ema_state_dict", "model_ema")
+WRAPPERS = ("state_dict", "model", "module", "model_state_dict", *EMA_WRAPPERS)
 PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
 MAX_KEY_LENGTH = 512
 
@@ -111,9 +112,9 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 def state_dict(checkpoint: Checkpoint, ema: bool = False) -> dict[str, TensorRef]:
     """The model's tensors, found inside the usual wrappers, without the prefix of DistributedDataParallel.
 
-    `ema` takes the averaged weights (`ema_state_dict`) instead. Raises InputError if there are none.
+    `ema` takes the averaged weights (`ema_state_dict`, `model_ema`) instead. Raises InputError if there are none.
     """
-    found, wrappers = checkpoint.data, ("ema_state_dict",) if ema else WRAPPERS
+    found, wrappers = checkpoint.data, EMA_WRAPPERS if ema else WRAPPERS
     for _ in range(3):
         inner = [found[name] for name in wrappers if isinstance(found, dict) and isinstance(found.get(name), dict)]
         if not inner:

@@ -16,6 +16,7 @@ import numpy as np
 
 from convert.torch_reader import DTYPES, STORAGES
 from instancevg_jax.errors import InputError
+from instancevg_jax.files import check_writable
 
 ALIGNMENT = 64
 PADDING_ID = b"FB"  # the extra field that torch pads with
@@ -30,10 +31,24 @@ def write_checkpoint(path: str | Path, state: Mapping[str, np.ndarray], wrapper:
     Raises InputError if the file cannot be written, or an array has a dtype that torch's storages lack.
     """
     path = Path(path)
+    check_destination(path)
+    try:
+        _write(path, state, wrapper)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def check_destination(path: str | Path) -> None:
+    """Raise InputError where `write_checkpoint` could not write."""
+    path = Path(path)
+    check_writable(path)
     if not path.parent.is_dir():
         raise InputError(f"{path.parent}: no such directory; expected one to write {path.name} into")
     if path.is_dir():
         raise InputError(f"{path}: is a directory; expected a file name such as model.pth")
+
+
+def _write(path: Path, state: Mapping[str, np.ndarray], wrapper: str) -> None:
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as raw, zipfile.ZipFile(raw, "w") as file:

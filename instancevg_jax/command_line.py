@@ -20,19 +20,23 @@ def parse(
 ) -> tuple[Config, dict[str, str | bool | None]]:
     """Parse a command line (without the program's name).
 
-    Args:
-        argv: the arguments.
-        description: what `--help` says first.
-        options: name -> (default, help) of the command's own string options.
-        required: names that must be given; "config" may be among them.
-        switches: name -> help of options without a value, which are off unless given.
+        Args:
+            argv: the arguments.
+            description: what `--help` says first.
+            options: name -> (default, help) of the command's own string options.
+            required: names that must be given; "config" may be among them.
+            switches: name -> help of options without a value, which are off unless given.
 
-    Returns:
-        The config with its overrides, and the values of options and switches.
+        Returns:
+            The config with its overrides, and the values of options and switches.
 
-    Raises:
-        InputError: an unknown flag or field, a value of the wrong type or out of range, a config file that is missing.
-        SystemExit: after `--help`.
+        Raises:
+    <<<<<<< HEAD
+            InputError: an unknown flag or field, a value of the wrong type or out of range, a config file that is missing.
+    =======
+            InputError: an unknown flag or field, a value of the wrong type, a config file that is missing or fails.
+    >>>>>>> h1
+            SystemExit: after `--help`.
     """
     values = flags.FlagValues()
     command = ["command", *argv]
@@ -51,7 +55,9 @@ def parse(
         rest = values(command)[1:]
     except KeyError as error:  # ml_collections, on a field that the dataclass lacks
         raise InputError(f"unknown config field: {error.args[0]}") from error
-    except (flags.Error, OSError, AttributeError, TypeError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # a config file is a program, and may fail as any
         raise _cause(error) from error
     if rest:
         raise InputError(f"unexpected argument {rest[0]!r}; see --help")
@@ -60,9 +66,15 @@ def parse(
             raise InputError(f"--{name} is required; see --help")
     config = values["config"].value
     if not isinstance(config, Config):
-        raise InputError(f"{values['config'].value}: get_config() should return an instancevg_jax.config.Config")
+        name = config_flags.get_config_filename(values["config"])
+        raise InputError(f"{name}: get_config() should return an instancevg_jax.config.Config")
     check(config)
     return config, {name: values[name].value for name in (*options, *(switches or {}))}
+
+
+def load_config(spec: str) -> Config:
+    """The config of FILE[:VARIANT], without overrides. Raises InputError as `parse` does."""
+    return parse([f"--config={spec}"], "", {}, ())[0]
 
 
 def _check_file(argv: Sequence[str]) -> None:
@@ -77,7 +89,9 @@ def _check_file(argv: Sequence[str]) -> None:
 
 def _cause(error: Exception) -> InputError:
     """What went wrong, in one line: an exception inside a config file arrives as the text of its traceback, the last line tells."""
-    last = str(error).strip().splitlines()[-1].strip()
+    last = (str(error).strip().splitlines() or [""])[-1].strip()
+    if not isinstance(error, (flags.Error, OSError, AttributeError, TypeError)):
+        last = f"the config file fails: {type(error).__name__}: {last}"
     return InputError(last.removeprefix(f"{InputError.__module__}.{InputError.__name__}: "))
 
 

@@ -196,10 +196,11 @@ def to_json(config: Config) -> str:
 def from_json(text: str, source: str = "config.json") -> Config:
     """The inverse of `to_json`. `source` names the file in errors. Raises InputError on unknown fields, and as `check` does."""
     try:
-        raw = json.loads(text)
+        config = _from_dict(Config, json.loads(text), source, "")
     except json.JSONDecodeError as error:
         raise InputError(f"{source}: not valid JSON ({error})") from error
-    config = _from_dict(Config, raw, source, "")
+    except RecursionError as error:
+        raise InputError(f"{source}: nested too deeply; expected the config.json of a checkpoint directory") from error
     try:
         check(config)
     except InputError as error:
@@ -212,7 +213,13 @@ def load(path: str | Path) -> Config:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected the config.json of a checkpoint directory")
-    return from_json(path.read_text(), str(path))
+    try:
+        text = path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text; expected the config.json of a checkpoint directory") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    return from_json(text, str(path))
 
 
 CHOICES = {

@@ -4,6 +4,8 @@ import os
 import tempfile
 from pathlib import Path
 
+from instancevg_jax.errors import InputError
+
 
 def write_atomically(path: str | Path, data: bytes) -> None:
     """Write to a temporary name in the same folder, then rename. The folder is made if need be."""
@@ -18,3 +20,14 @@ def write_atomically(path: str | Path, data: bytes) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_writable(path: str | Path) -> None:
+    """Raise InputError unless something can be made at `path`: tried in the nearest folder that exists."""
+    try:
+        parent = next(folder for folder in Path(path).absolute().parents if folder.exists())
+        if not parent.is_dir():
+            raise InputError(f"{path}: {parent} is a file; expected a folder")
+        Path(tempfile.mkdtemp(prefix=f".{Path(path).name}.", dir=parent)).rmdir()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror})") from error

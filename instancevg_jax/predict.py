@@ -42,9 +42,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         for image, grounding in zip(args.image, groundings, strict=True)
     ]
     if args.json:
-        print(json.dumps({"expression": args.expression, "results": results}, ensure_ascii=False))
+        _print(json.dumps({"expression": args.expression, "results": results}, ensure_ascii=False))
     else:
-        print("\n".join(_summary(result) for result in results))
+        _print("\n".join(_summary(result) for result in results))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -119,6 +119,11 @@ def _summary(result: dict) -> str:
         box = " ".join(f"{value:.1f}" for value in found["box_xyxy"])
         lines.append(f"  score {found['score']:.3f}  box {box}")
     return "\n".join(lines)
+
+
+def _print(text: str) -> None:
+    """Print what may hold a file's name that is not UTF-8: its odd bytes as \\udcXX, which JSON understands."""
+    print(text.encode("utf-8", "backslashreplace").decode())
 
 
 if __name__ == "__main__":

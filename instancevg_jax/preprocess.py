@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from instancevg_jax.errors import InputError
+from instancevg_jax.errors import InputError, first_line
 
 Picture = str | Path | Image.Image | np.ndarray  # whatever `load_picture` takes
 
@@ -27,6 +27,7 @@ _NORMALIZED = ((np.arange(256, dtype=np.float32)[:, None] - _MEAN) * _SCALE)[Non
 _REMOVED = re.compile(r"[.,'!?\"()*#:;]")
 _TO_SPACE = str.maketrans("-/", "  ")
 _JPEG_START, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
+_UNSCALED = {"F": "floating point", "I": "32-bit integers"}  # PIL's modes of no known range
 # what PIL's decoders raise on a file they cannot finish
 _DAMAGED = (
     OSError,
@@ -37,15 +38,17 @@ _DAMAGED = (
     struct.error,
     zlib.error,
     RuntimeError,
-    Image.DecompressionBombError,
 )
 
 
 def clean_expression(text: str) -> str:
     """Lower case, without ``. , ' ! ? " ( ) * # : ;``, and with ``-`` and ``/`` as spaces. White space stays as it is.
 
-    Source: `clean_string` in loading.py of the original. Raises InputError for a sentence of which nothing remains.
+    Source: `clean_string` in loading.py of the original. Raises InputError for a sentence of which nothing remains, or
+    that is no text (bytes that are not UTF-8, as a command line hands them over).
     """
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise InputError(f"the expression {text!r} is not valid UTF-8; expected a sentence such as 'the red circle'")
     cleaned = _REMOVED.sub("", text.lower()).translate(_TO_SPACE)
     if not cleaned.strip():
         raise InputError(f"the expression {text!r} holds no words; expected a sentence such as 'the red circle'")
@@ -60,7 +63,7 @@ def load_picture(source: Picture) -> UInt8[np.ndarray, "H W 3"]:
     whatever lies beneath), transparency is laid over white, as a viewer shows it.
 
     Args:
-        source: a file's path; or a PIL image of any mode but "F"; or an array [H, W], [H, W, 1], [H, W, 3] (RGB) or
+        source: a file's path; or a PIL image of any mode but "F" and "I"; or an array [H, W], [H, W, 1], [H, W, 3] (RGB) or
             [H, W, 4] (RGBA) of uint8 or uint16.
 
     Raises:
@@ -111,7 +114,8 @@ def read_file(path: Path) -> bytes:
 def decode_picture(data: bytes, name: str) -> UInt8[np.ndarray, "H W 3"]:
     """`load_picture` for the content of a file; `name` names it in errors.
 
-    OpenCV decodes; PIL, which unlike OpenCV refuses a truncated file, checks whatever is not evidently whole.
+    OpenCV decodes; PIL, which unlike OpenCV refuses a truncated file, checks whatever is not evidently whole. A JPEG that
+    ends as it should passes for whole: neither library tells of damage in its middle.
     """
     if data.startswith(_JPEG_START) and data.rstrip(b"\0").endswith(_JPEG_END):
         return _decode_opencv(data, name)
@@ -120,9 +124,12 @@ def decode_picture(data: bytes, name: str) -> UInt8[np.ndarray, "H W 3"]:
         image.load()
     except UnidentifiedImageError as error:
         raise InputError(f"{name}: not a picture in a known format (JPEG, PNG, WebP, TIFF, BMP, GIF)") from error
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{name}: the picture is too large to be read ({first_line(error)})") from error
     except _DAMAGED as error:
         raise InputError(f"{name}: the picture is damaged or truncated ({error})") from error
-    if image.has_transparency_data:
+    numbers = image.mode == "F" or (image.mode == "I" and image.format == "TIFF")  # which OpenCV cannot read
+    if image.has_transparency_data or numbers:
         return _from_pil(image, name)
     return _decode_opencv(data, name)
 
@@ -140,11 +147,16 @@ def _decode_opencv(data: bytes, name: str) -> UInt8[np.ndarray, "H W 3"]:
 def _from_pil(image: Image.Image, name: str) -> UInt8[np.ndarray, "H W 3"]:
     if image.width == 0 or image.height == 0:
         raise InputError(f"{name} is {image.width} x {image.height} pixels; expected at least 1 x 1")
-    if image.mode == "F":
-        raise InputError(f"{name} has PIL mode F (floating point); expected an 8- or 16-bit picture")
+    if image.mode in _UNSCALED:
+        raise InputError(
+            f"{name} has PIL mode {image.mode} ({_UNSCALED[image.mode]}, whose white is not told); "
+            "expected an 8- or 16-bit picture"
+        )
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
-        return _from_array(np.clip(np.asarray(image), 0, 65535).astype(np.uint16), name)
+        return _from_array(np.asarray(image).astype(np.uint16), name)
+    if image.mode == "La":
+        image = image.convert("LA")
     return _from_array(np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB")), name)
 
 

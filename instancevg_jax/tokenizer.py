@@ -18,6 +18,8 @@ BOS, PAD, EOS, UNK = 0, 1, 2, 3
 _SPECIAL = {"<s>": BOS, "<pad>": PAD, "</s>": EOS, "<unk>": UNK}
 _FIRST_PIECES = ("<unk>", "<s>", "</s>")
 _OFFSET = 1  # of our ids over sentencepiece's
+_LAST_FIELDS = {2, 3}  # of a model's message: trainer_spec and normalizer_spec, which follow the pieces
+_WIRE_BYTES = {1: 8, 5: 4}  # protobuf's wire types of fixed size
 
 
 class Tokenizer:
@@ -35,11 +37,18 @@ class Tokenizer:
         path = Path(path)
         if not path.is_file():
             raise InputError(f"{path}: no such file; expected a sentencepiece model")
-        return cls.from_bytes(path.read_bytes(), str(path))
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+        tokenizer = cls.from_bytes(data, str(path))
+        if _LAST_FIELDS - _fields(data):
+            raise InputError(f"{path}: a truncated sentencepiece model, cut after {tokenizer.vocab_size - 2} pieces")
+        return tokenizer
 
     @classmethod
     def from_bytes(cls, data: bytes, source: str) -> "Tokenizer":
-        """The same from a file's content; `source` names it in errors."""
+        """The same from a file's content, which may be the beginning of a model; `source` names it in errors."""
         processor = sentencepiece.SentencePieceProcessor()
         try:
             processor.LoadFromSerializedProto(data)
@@ -100,3 +109,30 @@ class Tokenizer:
             elif part:
                 ids.extend(i + _OFFSET if i else UNK for i in self._processor.EncodeAsIds(part))
         return ids
+
+
+def _fields(data: bytes) -> set[int]:
+    """The numbers of the fields at the top of a protobuf message that has been parsed before."""
+    fields, at = set(), 0
+    while at < len(data):
+        tag, at = _varint(data, at)
+        fields.add(tag >> 3)
+        kind = tag & 7
+        if kind in _WIRE_BYTES:
+            at += _WIRE_BYTES[kind]
+        elif kind in (0, 2):
+            value, at = _varint(data, at)
+            at += value if kind == 2 else 0
+        else:
+            break  # a group, which no sentencepiece model has
+    return fields
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    """A protobuf integer and the position behind it."""
+    value = shift = 0
+    while True:
+        value |= (data[at] & 127) << shift
+        at, shift = at + 1, shift + 7
+        if data[at - 1] < 128:
+            return value, at

@@ -14,6 +14,7 @@ from instancevg_jax import checkpoint
 from instancevg_jax.config import Config, ModelConfig
 from instancevg_jax.errors import InputError
 from instancevg_jax.models.instancevg import InstanceVG
+from instancevg_jax.positions import resize_bicubic, resize_positions
 from tests import oracle
 
 SMALL = ModelConfig(
@@ -136,13 +137,100 @@ def test_a_missing_part_is_named(copy: Path, part: str):
 
 
 def test_every_truncated_file_is_named(copy: Path):
-    for name, size in checkpoint.load_provenance(copy)["files"].items():
+    for name, entry in checkpoint.load_provenance(copy)["files"].items():
+        size = entry["bytes"]
         whole = (copy / name).read_bytes()
         (copy / name).write_bytes(whole[: size // 2])
         with pytest.raises(InputError, match=f"{name}: has {size // 2} bytes, expected {size}"):
             checkpoint.load_model(copy)
         (copy / name).write_bytes(whole)
     checkpoint.load_model(copy)
+
+
+@pytest.mark.parametrize("damage", [lambda data: bytes(len(data)), lambda data: data[:-1] + bytes([data[-1] ^ 1])])
+def test_every_changed_byte_is_noticed(copy: Path, damage):
+    for name in checkpoint.load_provenance(copy)["files"]:
+        whole = (copy / name).read_bytes()
+        (copy / name).write_bytes(damage(whole))
+        load = checkpoint.load_tokenizer if name == "tokenizer.spm" else checkpoint.load_model
+        with pytest.raises(
+            InputError, match=rf"{name}: not the content that was written .*; the checkpoint is damaged"
+        ):
+            load(copy)
+        (copy / name).write_bytes(whole)
+    checkpoint.load_model(copy)
+    checkpoint.load_tokenizer(copy)
+
+
+def test_a_checkpoint_of_before_digests_loads(copy: Path):
+    provenance = checkpoint.load_provenance(copy)
+    provenance["files"] = {name: entry["bytes"] for name, entry in provenance["files"].items()}
+    (copy / "provenance.json").write_text(json.dumps(provenance))
+    checkpoint.load_model(copy)
+    checkpoint.load_tokenizer(copy)
+
+
+def test_the_model_card_may_be_edited(tmp_path: Path, tokenizer_bytes: bytes):
+    """It asks for it: "write here what the source says"."""
+    directory, card = tmp_path / "model", {"README.md": b"a card"}
+    checkpoint.save_checkpoint(
+        directory, random_params(SMALL), Config(model=SMALL), tokenizer_bytes, {}, extra_files=card
+    )
+    (directory / "README.md").write_text("another card, longer")
+    checkpoint.load_model(directory)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"\xff\xfe{}", "not UTF-8 text"),
+        (b'{"model": {"depth": ' + b"[" * 100_000 + b"]" * 100_000 + b"}}", "nested too deeply"),
+    ],
+)
+def test_a_config_that_is_no_json(copy: Path, content: bytes, says: str):
+    (copy / "config.json").write_bytes(content)
+    with pytest.raises(InputError, match=rf"config\.json: {says}; expected"):
+        checkpoint.load_model(copy)
+
+
+def test_where_nothing_can_be_written(saved: Path, tmp_path: Path, tokenizer_bytes: bytes):
+    (tmp_path / "file").write_text("x")
+    for directory, says in [
+        (tmp_path / "file" / "model", "file is a file; expected a folder"),
+        ("/proc/model", r"cannot be written \(No such file or directory\)"),
+        (tmp_path / ("n" * 300), "File name too long"),
+    ]:
+        with pytest.raises(InputError, match=says):
+            checkpoint.save_checkpoint(directory, random_params(SMALL), Config(model=SMALL), tokenizer_bytes, {})
+
+
+@pytest.mark.parametrize("converted_from", ["beit3", "instancevg"])
+@pytest.mark.parametrize("size", [(16, 64), (48, 96)])
+def test_start_with_another_picture_size(tmp_path: Path, tokenizer_bytes: bytes, converted_from: str, size):
+    """Stored for 32 x 32 pictures, 2 x 2 patches; 1 x 4 patches make a table of the same shape."""
+    params = random_params(SMALL)
+    stored = params if converted_from == "instancevg" else {"backbone": params["backbone"]}
+    origin = {"converted_from": converted_from}
+    checkpoint.save_checkpoint(tmp_path / "weights", stored, Config(model=SMALL), tokenizer_bytes, origin)
+    config = dataclasses.replace(SMALL, image_height=size[0], image_width=size[1])
+    model = InstanceVG(config, rngs=nnx.Rngs(1))
+    checkpoint.load_pretrained(model, tmp_path / "weights")
+    table = params["backbone"]["vision_positions"]
+    expected = resize_positions(table, (2, 2), (size[0] // 16, size[1] // 16))
+    np.testing.assert_array_equal(model.backbone.vision_positions[...], expected)
+    np.testing.assert_array_equal(model.backbone.patch_embed.kernel[...], params["backbone"]["patch_embed"]["kernel"])
+
+
+def test_start_with_another_patch_size(saved: Path):
+    """Pictures of 16 x 16 in patches of 8: as many patches; the embedding is resized as convolution kernels."""
+    config = dataclasses.replace(SMALL, image_height=16, image_width=16, patch_size=8)
+    model = InstanceVG(config, rngs=nnx.Rngs(1))
+    checkpoint.load_pretrained(model, saved)
+    backbone = random_params(SMALL)["backbone"]
+    np.testing.assert_array_equal(model.backbone.vision_positions[...], backbone["vision_positions"])
+    kernels = backbone["patch_embed"]["kernel"].reshape(16, 16, 3, 16).transpose(3, 2, 0, 1)
+    expected = resize_bicubic(kernels, (8, 8)).transpose(2, 3, 1, 0).reshape(-1, 16)
+    np.testing.assert_allclose(model.backbone.patch_embed.kernel[...], expected, rtol=1e-6)
 
 
 def test_another_format_is_named(copy: Path):

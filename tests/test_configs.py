@@ -26,12 +26,27 @@ GENERALIZED = {
     "model.patch_size": 16,
     "model.vocab_size": 64010,
     "model.max_tokens": 50,
+    "model.max_text_positions": 1024,
+    "model.width": 768,
+    "model.depth": 12,
+    "model.num_heads": 12,
+    "model.mlp_dim": 3072,
     "model.drop_path": 0.1,
     "model.head_width": 256,
     "model.num_queries": 10,
+    "model.decoder_layers": 3,
+    "model.decoder_heads": 8,
+    "model.decoder_points": 4,
+    "model.decoder_mlp_dim": 1024,
+    "model.query_mlp_dim": 512,
+    "model.head_dropout": 0.1,
     "model.text_selection": "token",  # score_text_select=True
     "model.point_selection": "distance",  # dist_guided_query_select_params.enable=True
     "model.point_distance_weight": 0.003,
+    "loss.no_object_weight": 0.1,
+    "loss.auxiliary_weights": "one",  # their key names miss the weight table
+    "loss.no_target_class_weights": (0.9, 1.1),
+    "loss.point_map": 0.1,
     "loss.class_weight": 1.0,
     "loss.boxes_weight": 5.0,
     "loss.giou_weight": 2.0,
@@ -44,6 +59,7 @@ GENERALIZED = {
     "loss.no_target": 0.2,
     "loss.negative_masks": 0.2,
     "loss.detection": 0.1,
+    "data.train_split": "train",
     "optim.name": "adam",
     "optim.amsgrad": True,
     "optim.learning_rate": 5e-4,
@@ -70,15 +86,34 @@ ONE_TARGET = GENERALIZED | {
     "model.max_tokens": 20,
     "model.num_queries": 1,
     "loss.negative_masks": 0.0,
+    "data.max_targets": 1,  # a record has one box
+    "data.eval_splits": (
+        "val_refcoco_unc",
+        "testA_refcoco_unc",
+        "testB_refcoco_unc",
+        "val_refcocoplus_unc",
+        "testA_refcocoplus_unc",
+        "testB_refcocoplus_unc",
+        "val_refcocog_umd",
+        "test_refcocog_umd",
+    ),
     "optim.warmup_epochs": 3,
     "optim.decay_epochs": (15,),
     "train.num_epochs": 20,
 }
-LARGE = ONE_TARGET | {"model.width": 1024, "model.depth": 24, "model.drop_path": 0.0, "train.batch_size": 4}
+LARGE = ONE_TARGET | {
+    "model.width": 1024,
+    "model.depth": 24,
+    "model.num_heads": 16,
+    "model.mlp_dim": 4096,
+    "model.drop_path": 0.0,
+    "train.batch_size": 4,
+}
 OFFICIAL = {
-    ("grefcoco", "base"): GENERALIZED | {"model.width": 768, "model.depth": 12, "eval.task": "gres"},
-    ("refzom", "base"): GENERALIZED | {"eval.task": "refzom"},
-    ("rrefcoco", "base"): GENERALIZED | {"eval.task": "rrefcoco"},
+    ("grefcoco", "base"): GENERALIZED | {"eval.task": "gres", "data.eval_splits": ("val", "testA", "testB")},
+    ("refzom", "base"): GENERALIZED | {"eval.task": "refzom", "data.eval_splits": ("test",)},
+    ("rrefcoco", "base"): GENERALIZED
+    | {"eval.task": "rrefcoco", "data.eval_splits": ("val_rrefcoco", "val_rrefcocoplus", "val_rrefcocog")},
     ("refcoco", "base"): ONE_TARGET | {"eval.task": "refcoco"},
     ("refcoco", "large"): LARGE | {"eval.task": "refcoco"},
 }

@@ -7,6 +7,7 @@ import numpy as np
 from data_pipelines.shapes import ShapesDataset
 from instancevg_jax import Predictor
 from instancevg_jax.boxes import paired_iou
+from instancevg_jax.checkpoint import load_provenance
 from instancevg_jax.predictor import DEMO_CHECKPOINT
 
 
@@ -26,3 +27,7 @@ def test_finds_objects_by_their_colour():
 
 def test_is_small():
     assert sum(path.stat().st_size for path in DEMO_CHECKPOINT.rglob("*")) < 8 * 2**20
+
+
+def test_carries_the_digest_of_every_file():
+    assert all(len(entry["sha256"]) == 64 for entry in load_provenance(DEMO_CHECKPOINT)["files"].values())

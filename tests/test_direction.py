@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"errors", "version", "files", "config", "types"},
-    {"boxes", "resize", "preprocess", "tokenizer"},
+    {"boxes", "resize", "positions", "preprocess", "tokenizer"},
     {"models"},
     {"matching", "losses", "postprocess"},
     {

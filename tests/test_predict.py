@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -305,6 +306,16 @@ def test_as_a_process(saved: Path, tmp_path: Path):
     assert done.stderr.splitlines() == [
         f"error: {tmp_path / 'nowhere'}: no such directory; expected a checkpoint (config.json, tokenizer.spm, params/)"
     ]
+
+    odd = os.fsdecode(bytes(tmp_path / "a") + b"\xff.png")
+    shutil.copy(tmp_path / "a.png", odd)
+    done = run("--checkpoint", str(saved), "--image", odd, "--expression", "a dog", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["results"][0]["image"] == odd
+
+    done = run(*right[:-1], os.fsdecode(b"\xffred"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(r"error: the expression '\udcffred' is not valid UTF-8; expected a sentence")
 
     done = run("--image", "a.png")
     assert done.returncode == 2

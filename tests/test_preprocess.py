@@ -38,6 +38,11 @@ def test_a_sentence_of_nothing_is_an_error(text: str):
         clean_expression(text)
 
 
+def test_a_sentence_that_is_not_utf8_is_an_error():
+    with pytest.raises(InputError, match=r"the expression '\\udcffred' is not valid UTF-8"):
+        clean_expression("\udcffred")
+
+
 def test_other_scripts_and_emoji_pass():
     assert clean_expression("左边的人") == "左边的人"
     assert clean_expression("The 🐶, left!") == "the 🐶 left"
@@ -165,8 +170,35 @@ def test_bad_arrays(array: np.ndarray, says: str):
 def test_bad_pil_images():
     with pytest.raises(InputError, match="0 x 4 pixels"):
         load_picture(Image.new("RGB", (0, 4)))
-    with pytest.raises(InputError, match="PIL mode F"):
-        load_picture(Image.new("F", (4, 4)))
+    for mode in ("F", "I"):
+        with pytest.raises(InputError, match=rf"PIL mode {mode} \(.*expected an 8- or 16-bit picture"):
+            load_picture(Image.new(mode, (4, 4)))
+
+
+def test_premultiplied_transparency(rgb: np.ndarray):
+    grey = Image.fromarray(rgb).convert("LA")
+    grey.putalpha(128)
+    colour = Image.fromarray(rgb).convert("RGBA")
+    colour.putalpha(128)
+    for image, mode in ((grey, "La"), (colour, "RGBa")):
+        loaded = load_picture(image.convert(mode)).astype(int)
+        assert np.abs(loaded - load_picture(image)).max() <= 2
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_tiffs_of_no_known_range(tmp_path: Path, capfd, dtype: type):
+    """OpenCV would warn on stderr beside the error."""
+    path = save(tmp_path / "a.tif", Image.fromarray(np.ones((5, 6), dtype)))
+    with pytest.raises(InputError, match=r"a\.tif has PIL mode [FI] .*; expected an 8- or 16-bit picture"):
+        load_picture(path)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_picture_beyond_the_limit_is_not_called_damaged(tmp_path: Path, monkeypatch):
+    path = save(tmp_path / "a.png", Image.new("RGB", (30, 30)))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400)
+    with pytest.raises(InputError, match=r"a\.png: the picture is too large to be read \(Image size \(900 pixels\)"):
+        load_picture(path)
 
 
 def test_bad_files_are_named(tmp_path: Path):

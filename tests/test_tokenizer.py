@@ -1,9 +1,13 @@
 """Token ids against the original's (F8) and, where transformers is installed, its tokenizer on real text."""
 
+import contextlib
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from instancevg_jax.errors import InputError
 from instancevg_jax.preprocess import clean_expression
@@ -94,6 +98,47 @@ def test_bad_model_files_are_named(tokenizer: Tokenizer, tmp_path):
             Tokenizer.from_file(path)
 
 
+def pieces_of(model: bytes) -> list[bytes]:
+    """The messages that hold the pieces (field 1), which come first."""
+    pieces, at = [], 0
+    while model[at] == 0x0A:
+        assert model[at + 1] < 128
+        pieces.append(model[at : at + 2 + model[at + 1]])
+        at += len(pieces[-1])
+    return pieces
+
+
+def test_a_model_cut_between_two_pieces_is_refused(tokenizer: Tokenizer, tmp_path):
+    """Sentencepiece loads it: every sentence would be spelt from the pieces that are left."""
+    pieces, whole = pieces_of(tokenizer.model_bytes), tokenizer.model_bytes
+    assert len(pieces) == 110
+    path = tmp_path / "cut.spm"
+    for count in (20, 110):
+        path.write_bytes(b"".join(pieces[:count]))
+        assert Tokenizer.from_bytes(path.read_bytes(), "cut").vocab_size == count + 2
+        with pytest.raises(InputError, match=rf"cut\.spm: a truncated sentencepiece model, cut after {count} pieces"):
+            Tokenizer.from_file(path)
+    path.write_bytes(whole)
+    Tokenizer.from_file(path)
+
+
+def test_the_genuine_model_cut_is_refused():
+    path = oracle.data("tokenizer/beit3_truncated.spm")
+    with pytest.raises(InputError, match="a truncated sentencepiece model, cut after 45233 pieces"):
+        Tokenizer.from_file(path)
+
+
+@given(st.binary(max_size=300))
+@settings(max_examples=300, deadline=None, derandomize=True)
+def test_any_end_of_a_model_is_read_or_refused(tail: bytes):
+    model = oracle.fixture("f8_tokenizer")["spm_model_bytes"].tobytes()
+    with tempfile.NamedTemporaryFile(suffix=".spm") as file:
+        file.write(b"".join(pieces_of(model)[:5]) + tail)
+        file.flush()
+        with contextlib.suppress(InputError):
+            Tokenizer.from_file(file.name)
+
+
 def test_a_foreign_sentencepiece_model_is_refused(tmp_path):
     """A model of another layout (here LLaMA's order without a <pad>, unk last) would shift every id in silence."""
     sentencepiece = pytest.importorskip("sentencepiece")
@@ -111,7 +156,7 @@ def test_a_foreign_sentencepiece_model_is_refused(tmp_path):
 def assert_as_transformers(model: Path, lines: list[str]) -> None:
     """The ids of each line, cleaned, are those of transformers' tokenizer."""
     transformers = pytest.importorskip("transformers")
-    theirs, ours = transformers.XLMRobertaTokenizer(str(model)), Tokenizer.from_file(model)
+    theirs, ours = transformers.XLMRobertaTokenizer(str(model)), Tokenizer.from_bytes(model.read_bytes(), str(model))
     assert len(theirs) == ours.vocab_size
     for line in lines:
         text = clean_expression(line)

@@ -10,14 +10,16 @@ import pytest
 from flax import nnx
 
 from convert import __main__ as command
-from convert import beit3, export, torch_reader, torch_writer
+from convert import export, torch_reader, torch_writer
 from convert.instancevg import TABLE
 from convert.rules import Ignore, classify
+from data_pipelines.shapes import TOKENIZER_PATH
 from instancevg_jax import config as configs
 from instancevg_jax.checkpoint import load_model, load_pretrained, load_provenance, load_tokenizer
 from instancevg_jax.config import Config
 from instancevg_jax.errors import InputError, run_command
 from instancevg_jax.models.instancevg import InstanceVG
+from instancevg_jax.positions import resize_positions
 from tests import oracle
 
 OFFICIAL = {
@@ -140,7 +142,7 @@ def test_fine_tuned_beit3_of_any_size_becomes_a_backbone(tmp_path, monkeypatch, 
     assert "left out: heads of fine-tuning tasks      5" in capsys.readouterr().out
     model = InstanceVG(config.model, rngs=nnx.Rngs(0))
     load_pretrained(model, tmp_path / "dir")
-    expected = beit3.resize_positions(table.astype(np.float32), (size[0] // 16, size[1] // 16))
+    expected = resize_positions(table.astype(np.float32), (side, side), (size[0] // 16, size[1] // 16))
     assert np.array_equal(model.backbone.vision_positions[...], expected)
     patches = state["beit3.vision_embed.proj.weight"].astype(np.float32)
     assert np.array_equal(model.backbone.patch_embed.kernel[...], patches.transpose(2, 3, 1, 0).reshape(-1, 64))
@@ -224,3 +226,133 @@ def test_config_file_with_a_size(tmp_path):
     )
     assert command._load_config(str(path)).model.width == 768
     assert command._load_config(f"{path}:large").model.width == 1024
+
+
+def test_instancevg_of_another_picture_size(tmp_path, monkeypatch, options, capsys):
+    """4 x 4 patches in the file, 2 x 8 asked for: as many rows, so nothing but the sides tells."""
+    state = oracle.state("tiny")
+    torch_writer.write_checkpoint(tmp_path / "official.pth", state)
+    wide = dataclasses.replace(configs.tiny(), image_height=32, image_width=128)
+    (tmp_path / "wide.json").write_text(configs.to_json(Config(model=wide)))
+    words = ["--config", tmp_path / "wide.json", *options[2:]]
+    run(monkeypatch, "instancevg", tmp_path / "official.pth", tmp_path / "dir", *words)
+    key = "vis_enc.beit3.encoder.embed_positions.A.weight"
+    assert f"resized for pictures of 32 x 128, patch 16: {key} 19 x 64 -> 19 x 64" in capsys.readouterr().out
+    model, _ = load_model(tmp_path / "dir")
+    assert np.array_equal(model.backbone.vision_positions[...], resize_positions(state[key], (4, 4), (2, 8)))
+
+
+def test_tokenizer_of_another_model_is_refused(tmp_path, monkeypatch, options):
+    """The embedded data set's has 64 ids, fewer than the model's rows: every sentence would be read wrongly."""
+    words = ["instancevg", tmp_path / "absent.pth", tmp_path / "dir", *options[:2], "--tokenizer", TOKENIZER_PATH]
+    with pytest.raises(InputError, match=r"shapes\.spm: 64 token ids; expected 112 to 256, those of the model with .* 256"):
+        run(monkeypatch, *words)
+    model = Config(model=dataclasses.replace(configs.base(), vocab_size=64010))
+    (tmp_path / "base.json").write_text(configs.to_json(model))
+    words = ["beit3", tmp_path / "absent.pth", tmp_path / "dir", "--config", tmp_path / "base.json", *options[2:]]
+    with pytest.raises(InputError, match="112 token ids; expected 64000 to 64010"):
+        run(monkeypatch, *words)
+
+
+@pytest.mark.parametrize(
+    ("content", "variant", "message"),
+    [
+        ("def get_config(:", "", "SyntaxError: invalid syntax"),
+        ("x = 1", "", "has no attribute 'get_config'"),
+        ("def get_config():\n    return {}", "", r"c\.py: get_config\(\) should return an instancevg_jax"),
+        ("def get_config():\n    return None", ":large", r"takes 0 positional arguments but 1 was given"),
+        ("def get_config():\n    return 1 / 0", "", "the config file fails: ZeroDivisionError: division by zero"),
+        ("import nothing_of_that_name", "", "ModuleNotFoundError: No module named"),
+        ("raise Exception", "", "the config file fails: Exception:"),
+    ],
+)
+def test_config_file_that_fails(tmp_path, monkeypatch, content, variant, message):
+    monkeypatch.delitem(sys.modules, "config_config", raising=False)  # where the flags library keeps the last one
+    (tmp_path / "c.py").write_text(content + "\n")
+    words = ["instancevg", tmp_path / "absent.pth", tmp_path / "dir", "--config", f"{tmp_path / 'c.py'}{variant}"]
+    with pytest.raises(InputError, match=message):
+        run(monkeypatch, *words)
+
+
+def test_destination_is_judged_before_the_work(tmp_path, monkeypatch, options):
+    (tmp_path / "file").write_text("x")
+    below = tmp_path / "file" / "dir"
+    with pytest.raises(InputError, match=r"file is a file; expected a folder"):
+        run(monkeypatch, "instancevg", tmp_path / "absent.pth", below, *options)
+    with pytest.raises(InputError, match="exists and is not a checkpoint"):
+        run(monkeypatch, "instancevg", tmp_path / "absent.pth", tmp_path / "file", *options)
+    with pytest.raises(InputError, match=r"/proc/dir: cannot be written \(No such file"):
+        run(monkeypatch, "instancevg", tmp_path / "absent.pth", "/proc/dir", *options)
+    with pytest.raises(InputError, match=r"/proc/x\.pth: cannot be written \(No such file"):
+        run(monkeypatch, "export", tmp_path / "absent", "/proc/x.pth")
+
+
+def trained(state: dict[str, np.ndarray], average: dict[str, np.ndarray], path) -> None:
+    """A file of torch's zip layout with two state dicts."""
+    writer = torch_writer._pickle
+    both = state | {f"ema {key}": value for key, value in average.items()}
+
+    def two(_, storages, wrapper):
+        first, second = writer(state, storages, wrapper), writer(average, storages, "model_ema")
+        return first[:-1] + second[3:]  # without the end of the first and the beginning of the second
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch_writer, "_pickle", two)
+        torch_writer.write_checkpoint(path, both)
+
+
+def test_an_average_of_parameters_alone(tmp_path, monkeypatch, options, capsys):
+    """As the original's class keeps it: no buffers, and stale copies of the shared heads."""
+    state = oracle.state("tiny")
+    average = {key: value * 2 for key, value in state.items() if not key.endswith(command.BUFFERS)}
+    average["head.class_embed.1.weight"] = average["head.class_embed.1.weight"] + 1
+    trained(state, average, tmp_path / "run.pth")
+    run(monkeypatch, "instancevg", tmp_path / "run.pth", tmp_path / "dir", *options, "--ema")
+    printed = capsys.readouterr().out
+    assert "19 buffers that the average lacks" in printed
+    assert "head.class_embed.1.weight differs from head.class_embed.0.weight, which is taken" in printed
+    model, _ = load_model(tmp_path / "dir")
+    assert np.array_equal(model.class_head.kernel[...], 2 * state["head.class_embed.0.weight"].T)
+    norm = model.mask_decoder.stages[0].norm1
+    assert np.array_equal(norm.mean[...], state["head.unet_decoder.bn1_4.running_mean"])
+    assert np.array_equal(norm.scale[...], 2 * state["head.unet_decoder.bn1_4.weight"])
+    run(monkeypatch, "instancevg", tmp_path / "run.pth", tmp_path / "plain", *options)
+    assert np.array_equal(load_model(tmp_path / "plain")[0].class_head.kernel[...], model.class_head.kernel[...] / 2)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (lambda x: x.astype(np.int64), "holds int64; expected floating point numbers"),
+        (lambda x: x.astype(np.complex64), "holds complex64; expected floating point numbers"),
+        (lambda x: x * np.float32(np.nan), "holds NaN, infinity or values beyond float32"),
+        (lambda x: x.astype(np.float64) * 1e300 + 1e300, "holds NaN, infinity or values beyond float32"),
+    ],
+)
+def test_values_that_are_no_weights(tmp_path, monkeypatch, options, value, message):
+    state = oracle.state("tiny")
+    state["head.lan_embedding.weight"] = value(state["head.lan_embedding.weight"])
+    torch_writer.write_checkpoint(tmp_path / "x.pth", state)
+    with pytest.raises(InputError, match=f"x.pth: head.lan_embedding.weight {message}"):
+        run(monkeypatch, "instancevg", tmp_path / "x.pth", tmp_path / "dir", *options)
+    assert not (tmp_path / "dir").exists()
+
+
+def test_left_out_values_of_another_kind(tmp_path, monkeypatch, options):
+    state = oracle.state("tiny")
+    state["head.query_embedding.weight"] = state["head.query_embedding.weight"].astype(np.complex64)
+    torch_writer.write_checkpoint(tmp_path / "x.pth", state)
+    with pytest.raises(InputError, match=r"head.query_embedding.weight is complex64 \[256, 64\], which does not fit"):
+        run(monkeypatch, "instancevg", tmp_path / "x.pth", tmp_path / "dir", *options)
+
+
+@pytest.mark.parametrize(("message", "says"), [("", "RuntimeError"), ("no route\nto host", "no route")])
+def test_hub_errors_of_any_library(monkeypatch, message, says):
+    hub = pytest.importorskip("huggingface_hub")
+
+    def fail(*_):
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(hub, "hf_hub_download", fail)
+    with pytest.raises(InputError, match=rf"hf://owner/name/a\.pth: cannot be downloaded \({says}\)"):
+        command.hub.local_file("hf://owner/name/a.pth")

@@ -69,6 +69,11 @@ def test_call_of_a_function(tmp_path, monkeypatch, function, name, protocol):
         (b"ccopyreg\n_reconstructor\n(cos\nsystem\nN.", "found os.system"),
         (b"ccollections\ndefaultdict\n(cbuiltins\neval\ntR.", "found builtins.eval"),
         (b"cbuiltins\nlist\n(tR.", "found a call of builtins.list"),
+        (b"cbuiltins\ntype\n(S'x'\n)}tR.", "found the type of something else than None"),
+        (b"cbuiltins\ntype\n(I1\ntR.", "found the type of something else than None"),
+        (b"ccopyreg\n_reconstructor\n(cbuiltins\ntype\ncbuiltins\ntype\nNtR.", "an object of an unknown class"),
+        (b"c__builtin__\nxrange.__class__\n.", "found __builtin__.xrange|found builtins.xrange"),
+        (b"cpathlib._local\nos\n.", "found pathlib._local.os"),
         (b"S'x'\n)R.", "found a call of a str"),
         (b"\x80\x02\x82\x01.", "the pickle operation EXT1"),
         (b"Pos.system\n.", "the pickle operation PERSID"),
@@ -100,7 +105,10 @@ def test_pickle_trick(tmp_path, monkeypatch, data, message):
         (b")" + b"0" * 2 + b".", "closes a list it never opened"),
         (b"}N}(tN", "not a readable pickle"),
         (b"}(NNs.", "takes more from its stack|key-value pairs"),
-        (b"}((NtNu.", "a dict key of type tuple"),
+        (b"}(((" + b"N" * 17 + b"ttNu.", "a dict key of type tuple"),
+        (b"}(" + b")" + b"\x85" * 17 + b"Nu.", "a dict key of type tuple"),
+        (b"}((]tNu.", "a dict key of type list"),
+        (b"}((" + text("x" * 200) + b"tNu.", "a dict key of type tuple with a text of 200"),
         (b"}(I%d\nNu." % 2**80, "a dict key of type int"),
         (b"]N(NNe.", "items appended to a NoneType"),
         (b"N(NNe.", "items appended to a NoneType"),
@@ -115,7 +123,7 @@ def test_pickle_that_is_malformed_or_swollen(tmp_path, data, message):
 def test_names_of_nested_tuples_cost_nothing(tmp_path):
     """2^60 leaves on 60 shared tuples: hashing or printing them would never end."""
     doubled = b"N\x85" + b"2\x86" * 60
-    refused(archive(tmp_path / "key.pth", b"}" + doubled + b"Ns."), "a dict key of type tuple")
+    refused(archive(tmp_path / "key.pth", b"}" + doubled + b"Ns."), "a dict key of type tuple with more than 16 items")
     refused(archive(tmp_path / "pid.pth", doubled + b"Q."), "something else than a tensor's storage")
     refused(archive(tmp_path / "name.pth", doubled + b"2\x93."), "a name that is not text")
     refused(

@@ -7,12 +7,16 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from benchmarks.convert import make_tokenizer
 from convert import __main__ as command
 from convert import beit3, export, rules
+from data_pipelines.shapes import TOKENIZER_PATH
 from instancevg_jax import config as configs
 from instancevg_jax.checkpoint import load_model, load_pretrained
 from instancevg_jax.config import Config, base, large
 from instancevg_jax.models.instancevg import InstanceVG
+from instancevg_jax.positions import resize_positions
+from instancevg_jax.tokenizer import Tokenizer
 from tests import oracle
 from tests.parity import models
 from tests.parity.test_model import INPUTS
@@ -44,7 +48,8 @@ def test_converted_model_gives_the_originals_outputs(name, tmp_path, monkeypatch
     save_as_the_original(torch, name, tmp_path / "latest.pth")
     (tmp_path / "config.json").write_text(configs.to_json(Config(model=models.CONFIGS[name])))
     words = ["convert", "instancevg", tmp_path / "latest.pth", tmp_path / "dir", "--config", tmp_path / "config.json"]
-    words += ["--tokenizer", oracle.path("fixtures/tiny_beit3.spm")]
+    make_tokenizer(tmp_path / "model.spm", command.TOKEN_IDS[models.CONFIGS[name].vocab_size])
+    words += ["--tokenizer", tmp_path / "model.spm"]
     monkeypatch.setattr(sys, "argv", [str(word) for word in words])
     command.main()
     graph, state = nnx.split(load_model(tmp_path / "dir")[0])
@@ -69,14 +74,24 @@ def test_beit3_of_full_size_fills_the_backbone(name, model_config, tmp_path, mon
     torch.save({"model": {key: torch.from_numpy(value) for key, value in state.items()}}, tmp_path / "beit3.zip")
     (tmp_path / "config.json").write_text(configs.to_json(Config(model=model_config)))
     words = ["convert", "beit3", tmp_path / "beit3.zip", tmp_path / "dir", "--config", tmp_path / "config.json"]
-    words += ["--tokenizer", oracle.path("fixtures/tiny_beit3.spm")]
+    make_tokenizer(tmp_path / "model.spm", command.TOKEN_IDS[model_config.vocab_size])
+    words += ["--tokenizer", tmp_path / "model.spm"]
     monkeypatch.setattr(sys, "argv", [str(word) for word in words])
     command.main()
     model = nnx.eval_shape(lambda: InstanceVG(model_config, rngs=nnx.Rngs(0)))
     load_pretrained(model, tmp_path / "dir")
-    state[beit3.POSITIONS] = beit3.resize_positions(state[beit3.POSITIONS], (20, 20))
+    positions = f"beit3.{beit3.POSITIONS}"
+    state[positions] = resize_positions(state[positions], (14, 14), (20, 20))
     leaves = {p: leaf for p, leaf in export.flatten(nnx.state(model)).items() if p.startswith(command.BACKBONE)}
     found = rules.plan(state, beit3.TABLE, {path: leaf.shape for path, leaf in leaves.items()})
     assert not found.problems()
     for path, (key, rule) in found.assigned.items():
         assert np.array_equal(leaves[path], rules.FORWARD[rule.transform](state[key])), key
+
+
+def test_a_tokenizer_of_official_size(tmp_path):
+    make_tokenizer(tmp_path / "model.spm", 64003)
+    tokenizer = Tokenizer.from_file(tmp_path / "model.spm")
+    assert tokenizer.vocab_size == 64003
+    real, _ = Tokenizer.from_file(TOKENIZER_PATH).encode("the red circle", 20)
+    assert np.array_equal(tokenizer.encode("the red circle", 20)[0], real)

@@ -2,9 +2,12 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from convert import rules
+from convert import beit3, export, instancevg, rules
 from convert.rules import Ignore, MismatchError, Rule, RuleTable
+from instancevg_jax.config import Config, tiny
 from instancevg_jax.errors import InputError
 
 RANDOM = np.random.default_rng(0)
@@ -130,3 +133,57 @@ def test_many_mismatches_take_no_time():
     problems = rules.plan(source, TABLE, EXPECTED).problems()
     assert len(problems) == 5003
     assert not any("nearest" in line for line in problems)
+
+
+REAL = {"instancevg": instancevg.TABLE, "beit3": beit3.TABLE}
+SHAPES = export.expected_shapes(Config(model=tiny()))
+WORDS = sorted({
+    *(part for table in REAL.values() for rule in table.rules for part in rule.source.split(".") if "{" not in part),
+    *(part for key in export.unused_tensors(Config(model=tiny())) for part in key.split(".")),
+    "0", "1", "2", "7", "00", "-1", "", "{i}", "weight", "running_mean",
+})  # fmt: skip
+keys = st.lists(st.sampled_from(WORDS), min_size=1, max_size=8).map(".".join)
+# names of one table with parts exchanged, so that most of a key is right
+near = st.tuples(
+    st.sampled_from([rule.source.replace("{i}", "1").replace("{j}", "0") for rule in instancevg.TABLE.rules]),
+    st.lists(st.tuples(st.integers(0, 9), st.sampled_from(WORDS)), max_size=2),
+).map(lambda pair: exchanged(*pair))
+
+
+def exchanged(key: str, changes: list[tuple[int, str]]) -> str:
+    parts = key.split(".")
+    for place, word in changes:
+        parts[place % len(parts)] = word
+    return ".".join(parts)
+
+
+@pytest.mark.parametrize("table", REAL)
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(st.lists(keys | near, max_size=8))
+def test_any_key_has_one_place(table, names):
+    """Whatever a file's keys are called: each is counted once, and nothing raises."""
+    state = dict.fromkeys(names, np.zeros((2, 2), np.float32))
+    found = rules.plan(state, REAL[table], SHAPES if table == "instancevg" else EXPECTED_BACKBONE)
+    placed = [key for key, _ in found.assigned.values()] + [*found.aliases, *found.ignored, *found.unexpected]
+    assert sorted(placed) == sorted(state)
+    assert found.summary()
+
+
+EXPECTED_BACKBONE = {path: shape for path, shape in SHAPES.items() if path.startswith("backbone/")}
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "head.class_embed.1.num_batches_tracked",
+        "head.bbox_embed.2.layers.0.num_batches_tracked",
+        "head.proj_pixel_level_cons.num_batches_tracked",
+        "head.class_embed.1.bias.0",
+        "head.bbox_embed.1.layers.7.weight",
+    ],
+)
+def test_keys_that_look_like_two_things(key):
+    found = rules.plan({key: np.zeros(1)}, instancevg.TABLE, SHAPES)
+    ignored = key.startswith("head.proj_pixel")
+    assert list(found.ignored if ignored else found.unexpected) == [key]
+    assert not found.aliases

@@ -1,7 +1,10 @@
 """The reader against files that real torch wrote (tests/convert/make_data.py), and against honest oddities."""
 
+import datetime
+import decimal
 import json
 import os
+import pathlib
 import pickle
 import subprocess
 import sys
@@ -177,3 +180,35 @@ def test_safetensors_that_lie(tmp_path, content, message):
     path.write_bytes(content)
     with pytest.raises(InputError, match=message):
         read_checkpoint(path)
+
+
+@pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
+def test_ordinary_values_beside_the_weights_are_data(tmp_path, protocol):
+    """What training scripts put into their files: kept as records or plain values, never built."""
+    values = {
+        "range": range(3),
+        "zone": datetime.datetime(2024, 1, 1, tzinfo=datetime.UTC),
+        "type": type(None),
+        "text": np.str_("abc"),
+        "bytes": np.bytes_(b"abc"),
+        "decimal": decimal.Decimal("1.5"),
+        "path": pathlib.PurePosixPath("a/b"),
+        "pairs": frozenset([(1, 2), ("a", (3,))]),
+        ("a", 1): "tuple",
+        np.int64(7): "number",
+    }
+    data = read_checkpoint(archives.archive(tmp_path / "x.pth", pickle.dumps(values, protocol))).data
+    assert (data["range"].name, data["range"].args) == ("builtins.range", (0, 3, 1))
+    assert data["zone"].args[1].name == "datetime.timezone"
+    assert data["type"].name == "builtins.NoneType"
+    assert (data["text"], data["bytes"]) == ("abc", b"abc")
+    assert (data["decimal"].name, data["decimal"].args) == ("decimal.Decimal", ("1.5",))
+    assert data["path"].name.startswith("pathlib.")
+    assert data["pairs"] == {"(1, 2)", "('a', (3,))"}
+    assert (data["('a', 1)"], data[7]) == ("tuple", "number")
+
+
+def test_a_path_of_python_3_13(tmp_path):
+    path = b"cpathlib._local\nPosixPath\n(" + archives.text("runs") + b"tR."
+    data = read_checkpoint(archives.archive(tmp_path / "x.pth", path)).data
+    assert (data.name, data.args) == ("pathlib._local.PosixPath", ("runs",))
