@@ -66,6 +66,7 @@ class Evaluator:
         self._config, self._tokenizer, self._coco = config, tokenizer, coco
         self._thresholds = thresholds_around(config.eval.score_threshold) if sweep else ()
         self._predict = _prediction_fn(nnx.graphdef(model), config, self._mesh, self._thresholds, coco)
+        self._compiled: Callable[[nnx.State, Batch], _Answered] | None = None
 
     def __call__(self, model: InstanceVG, split: str, *, verbose: bool = False) -> Evaluation:
         """Measure `model` on every record of `split`, each once, on however many devices and processes there are.
@@ -93,7 +94,8 @@ class Evaluator:
         )
         start = told = time.monotonic()
         for number, batch in enumerate(batches):
-            answered = _local(self._predict(state, sharding.shard_batch(batch, self._mesh)))
+            placed = sharding.shard_batch(batch, self._mesh)
+            answered = _local(self._compiled_for(state, placed)(state, placed))
             records = (number * batch_size + np.arange(batch_size)) * shards + shard
             measures.update(answered, batch, records)
             if verbose and time.monotonic() - told > 10:
@@ -103,6 +105,13 @@ class Evaluator:
                 rate = done / (told - start)
                 sharding.say(f"{split}: {done}/{len(source)}, {rate:.0f} records/s, {duration(left)} left")
         return measures.result(split, time.monotonic() - start)
+
+    def _compiled_for(self, state: nnx.State, batch: Batch) -> Callable[[nnx.State, Batch], _Answered]:
+        """`_predict`, ready on all processes."""
+        if self._compiled is None:
+            self._compiled = self._predict.lower(state, batch).compile()
+            sharding.wait_for_all("the evaluation is compiled")
+        return self._compiled
 
 
 def open_measured(config: Config, split: str, tokenizer: Tokenizer, coco: bool = False) -> splits.Split:
@@ -189,8 +198,8 @@ class _Measures:
 
 def _prediction_fn(
     graph: Any, config: Config, mesh: jax.sharding.Mesh, thresholds: tuple[float, ...], coco: bool
-) -> Callable[[nnx.State, Batch], _Answered]:
-    """What the device does with a batch, jitted. `thresholds` of a sweep, or none."""
+) -> Any:
+    """(nnx.State, Batch) -> _Answered: what the device does with a batch, jitted. `thresholds` of a sweep, or none."""
     protocol, own_rule = config.eval.protocol, config.eval.no_target_rule
 
     def predict(state: nnx.State, batch: Batch) -> _Answered:

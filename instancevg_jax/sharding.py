@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from orbax.checkpoint import multihost
 
 from instancevg_jax.errors import InputError
 
@@ -159,8 +160,14 @@ def on_all_processes(true: bool) -> bool:
 
 
 def wait_for_all(name: str) -> None:
-    """Return when every process has come here. `name` must be the same on all."""
-    multihost_utils.sync_global_devices(name)
+    """Return when every process has come here, for the same `name`, however long the slowest takes.
+
+    By the coordination service, not by a collective: those give up when a process, compiling perhaps, is half a minute late.
+    """
+    if jax.process_count() > 1:
+        wait = multihost.get_barrier_sync_fn()
+        assert wait is not None
+        wait(key=name, timeout_ms=24 * 3600 * 1000)
 
 
 def _split(shape: tuple[int, ...], parts: int) -> PartitionSpec:

@@ -99,7 +99,11 @@ def train(
                 before = time.monotonic()
                 batch = next(batches)
                 report.waited += time.monotonic() - before
-                state, metrics = train_step(state, sharding.shard_batch(batch, mesh))
+                placed = sharding.shard_batch(batch, mesh)
+                if step == start + 1:
+                    train_step = train_step.lower(state, placed).compile()
+                    sharding.wait_for_all("the training step is compiled")
+                state, metrics = train_step(state, placed)
                 report.add(step, metrics, batch.item)
                 trace.after(step - start, metrics)
                 if step == start + 1:
@@ -294,6 +298,7 @@ class _Publisher:
         if names and sharding.is_first_process():
             _log_pictures(self._log, step, predictor.with_model(model), names[0])
             self._keep_best(model, origin, names[0], results[names[0]])
+        sharding.wait_for_all("the evaluation is published")
         return results
 
     def _keep_best(self, model: InstanceVG, origin: dict[str, Any], split: str, results: dict[str, float]) -> None:

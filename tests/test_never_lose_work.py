@@ -115,9 +115,10 @@ def test_killed_twenty_times_at_random_moments(tmp_path):
         killed += 1
         during_save += any("tmp" in p.name for p in (workdir / "state").iterdir())
     assert during_save, "no kill hit a save"
-    train.main([*FAST, *more, *arguments(workdir, steps)])
-    train.main([*FAST, *arguments(tmp_path / "whole", steps)])
-    assert_same_run(tmp_path / "whole", workdir, steps)
+    end = newest(workdir) + 5
+    train.main([*FAST, *arguments(workdir, end)])
+    train.main([*FAST, *arguments(tmp_path / "whole", end)])
+    assert_same_run(tmp_path / "whole", workdir, end)
     assert not (workdir / "damaged").exists()
 
 

@@ -245,7 +245,9 @@ def test_instancevg_of_another_picture_size(tmp_path, monkeypatch, options, caps
 def test_tokenizer_of_another_model_is_refused(tmp_path, monkeypatch, options):
     """The embedded data set's has 64 ids, fewer than the model's rows: every sentence would be read wrongly."""
     words = ["instancevg", tmp_path / "absent.pth", tmp_path / "dir", *options[:2], "--tokenizer", TOKENIZER_PATH]
-    with pytest.raises(InputError, match=r"shapes\.spm: 64 token ids; expected 112 to 256, those of the model with .* 256"):
+    with pytest.raises(
+        InputError, match=r"shapes\.spm: 64 token ids; expected 112 to 256, those of the model with .* 256"
+    ):
         run(monkeypatch, *words)
     model = Config(model=dataclasses.replace(configs.base(), vocab_size=64010))
     (tmp_path / "base.json").write_text(configs.to_json(model))
