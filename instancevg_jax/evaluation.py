@@ -66,7 +66,7 @@ class Evaluator:
         self._config, self._tokenizer, self._coco = config, tokenizer, coco
         self._thresholds = thresholds_around(config.eval.score_threshold) if sweep else ()
         self._predict = _prediction_fn(nnx.graphdef(model), config, self._mesh, self._thresholds, coco)
-        self._compiled: Callable[[nnx.State, Batch], _Answered] | None = None
+        self._compiled: Any = None  # the same, compiled
 
     def __call__(self, model: InstanceVG, split: str, *, verbose: bool = False) -> Evaluation:
         """Measure `model` on every record of `split`, each once, on however many devices and processes there are.
@@ -106,7 +106,7 @@ class Evaluator:
                 sharding.say(f"{split}: {done}/{len(source)}, {rate:.0f} records/s, {duration(left)} left")
         return measures.result(split, time.monotonic() - start)
 
-    def _compiled_for(self, state: nnx.State, batch: Batch) -> Callable[[nnx.State, Batch], _Answered]:
+    def _compiled_for(self, state: nnx.State, batch: Batch) -> Any:
         """`_predict`, ready on all processes."""
         if self._compiled is None:
             self._compiled = self._predict.lower(state, batch).compile()
