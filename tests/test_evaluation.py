@@ -245,7 +245,7 @@ def test_eight_devices_count_every_record_once(processes):
     started = [
         subprocess.Popen(
             [sys.executable, "-c", ON_DEVICES, address, str(processes), str(process)],
-            env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+            env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "NPROC": "32"},
             cwd=Path(__file__).parent.parent,
             stdout=subprocess.PIPE,
             text=True,

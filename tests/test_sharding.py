@@ -41,10 +41,16 @@ RUN = [
 
 
 def environment(devices: int) -> dict[str, str]:
-    """Of a process with so many virtual devices."""
+    """Of a process with so many virtual devices, each with threads (NPROC) for collectives that wait at the same time."""
     cache = str(oracle.HERE.parent / ".pytest_cache" / "xla")
     flags = f"--xla_force_host_platform_device_count={devices}"
-    return {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": cache}
+    return {
+        **os.environ,
+        "XLA_FLAGS": flags,
+        "NPROC": str(4 * devices),
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": cache,
+    }
 
 
 def train(workdir: Path, devices: int, *arguments: str, processes: int = 1) -> list[dict]:
