@@ -241,11 +241,11 @@ def test_eight_devices_count_every_record_once(processes):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    flags = f"--xla_force_host_platform_device_count={8 // processes}"
+    flags = f"--xla_force_host_platform_device_count={8 // processes} --xla_cpu_multi_thread_eigen=false"
     started = [
         subprocess.Popen(
             [sys.executable, "-c", ON_DEVICES, address, str(processes), str(process)],
-            env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "NPROC": "32"},
+            env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
             cwd=Path(__file__).parent.parent,
             stdout=subprocess.PIPE,
             text=True,
