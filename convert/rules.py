@@ -153,7 +153,8 @@ def to_target(
     source: str = "the file",
     stale_aliases: bool = False,
 ) -> dict[str, np.ndarray]:
-    """Original -> ours: an array for every path of `expected`, as float32. Holds one tensor beside the result.
+    """Original -> ours: an array for every path of `expected`, as float32. Holds one tensor beside the result, the largest
+    while there is hardly any result yet.
 
     `source` names the file in errors. Raises MismatchError if a key or shape does not fit, InputError where an alias
     differs from what it stands for (unless `stale_aliases`), or a tensor holds something else than finite floats.
@@ -165,7 +166,8 @@ def to_target(
             raise InputError(
                 f"{source}: {key} should equal {found.aliases[key]} (one shared module in the original) but differs"
             )
-    return {path: _convert(state[key], rule.transform, key, source) for path, (key, rule) in found.assigned.items()}
+    largest_first = sorted(found.assigned.items(), key=lambda item: -math.prod(state[item[1][0]].shape))
+    return {path: _convert(state[key], rule.transform, key, source) for path, (key, rule) in largest_first}
 
 
 def differing_aliases(state: Mapping[str, Tensor], found: Plan) -> Iterator[str]:
