@@ -91,7 +91,7 @@ def train(
         evaluate = _Publisher(graph, config, mesh, tokenizer, workdir, log, command)
         report = _Report(config, tokenizer, workdir, log, Progress(num_steps, settings.batch_size))
         try:
-            if start < num_steps and _every(settings.eval_every, start) and not log.has(start):
+            if 0 < start < num_steps and _every(settings.eval_every, start) and not log.has(start):
                 with termination.at_once():
                     evaluate(state, start)  # a signal ended it before
             for step in range(start + 1, num_steps + 1):
