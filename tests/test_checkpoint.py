@@ -19,7 +19,7 @@ from tests import oracle
 
 SMALL = ModelConfig(
     image_height=32, image_width=32, vocab_size=112, max_tokens=12, width=16, depth=1, num_heads=2, mlp_dim=16,
-    head_width=16, num_queries=3, decoder_layers=1, decoder_heads=2, decoder_points=2, decoder_mlp_dim=16,
+    head_width=16, num_queries=3, decoder_layers=2, decoder_heads=2, decoder_points=2, decoder_mlp_dim=16,
     query_mlp_dim=16,
 )  # fmt: skip
 
@@ -248,8 +248,8 @@ def test_another_format_is_named(copy: Path):
     [
         ({"mlp_dim": 20}, r"fc1\.bias is stored as \(16,\), the config asks for \(20,\)"),
         ({"depth": 2}, r"are not stored, such as backbone\.blocks\.1\."),
-        ({"decoder_layers": 0}, r"have no place in it, such as decoder\.layers\.0\."),
-        ({"patch_size": 0}, "no model can be built from it"),
+        ({"decoder_layers": 1}, r"have no place in it, such as decoder\.layers\.1\."),
+        ({"patch_size": 0}, "model.patch_size is 0; expected at least 1"),
     ],
 )
 def test_a_config_of_another_model_is_named(copy: Path, change: dict, says: str):

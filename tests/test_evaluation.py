@@ -193,7 +193,7 @@ def test_image_ids():
 @pytest.mark.parametrize(
     ("settings", "split", "says"),
     [
-        ({"protocol": "lenient"}, "val", "protocol is 'lenient'; expected 'official' or 'strict'"),
+        ({"protocol": "lenient"}, "val", r"eval\.protocol is 'lenient'; expected one of official, strict"),
         ({"resolution": "full"}, "val", r"eval\.resolution is 'full'; expected one of network, original"),
         ({"resolution": "original"}, "train", "data.eval_splits has 'train', of whose sentences one is drawn"),
     ],
