@@ -53,7 +53,7 @@ def test_everything_at_once(tmp_path: Path):
     ("arguments", "says"),
     [
         (["--coco"], "--coco writes into the directory of --output, which is not given"),
-        (["--config.eval.protocol=lenient"], "protocol is 'lenient'; expected 'official' or 'strict'"),
+        (["--config.eval.protocol=lenient"], "protocol is 'lenient'; expected one of official, strict"),
         (["--config.data.eval_splits=()"], "data.eval_splits is empty"),
         (["--sweep=maybe"], "sweep"),
     ],
