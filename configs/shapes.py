@@ -49,7 +49,7 @@ def get_config(variant: str = "") -> Config:
             warmup_steps=100,
         ),
         eval=EvalConfig(batch_size=64, score_threshold=0.5, no_target_rule="softmax"),
-        train=TrainConfig(batch_size=32, num_steps=1300, log_every=50),
+        train=TrainConfig(batch_size=32, num_steps=1000, log_every=50),
     )
     if variant == "half_hour":
         config.train.num_steps, config.train.eval_every, config.train.checkpoint_every = 4500, 1500, 500
