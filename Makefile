@@ -30,7 +30,7 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest -n auto
 
-# Kills, signals, several devices and processes: what takes minutes and CI runs all the same.
+# Kills, several devices and processes: what takes many minutes.
 test-training: setup
 	$(BIN)/python -m pytest -m slow tests/test_never_lose_work.py tests/test_sharding.py
 
