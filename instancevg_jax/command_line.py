@@ -20,23 +20,19 @@ def parse(
 ) -> tuple[Config, dict[str, str | bool | None]]:
     """Parse a command line (without the program's name).
 
-        Args:
-            argv: the arguments.
-            description: what `--help` says first.
-            options: name -> (default, help) of the command's own string options.
-            required: names that must be given; "config" may be among them.
-            switches: name -> help of options without a value, which are off unless given.
+    Args:
+        argv: the arguments.
+        description: what `--help` says first.
+        options: name -> (default, help) of the command's own string options.
+        required: names that must be given; "config" may be among them.
+        switches: name -> help of options without a value, which are off unless given.
 
-        Returns:
-            The config with its overrides, and the values of options and switches.
+    Returns:
+        The config with its overrides, and the values of options and switches.
 
-        Raises:
-    <<<<<<< HEAD
-            InputError: an unknown flag or field, a value of the wrong type or out of range, a config file that is missing.
-    =======
-            InputError: an unknown flag or field, a value of the wrong type, a config file that is missing or fails.
-    >>>>>>> h1
-            SystemExit: after `--help`.
+    Raises:
+        InputError: an unknown flag or field, a value of the wrong type or out of range, a config file that is missing or fails.
+        SystemExit: after `--help`.
     """
     values = flags.FlagValues()
     command = ["command", *argv]
