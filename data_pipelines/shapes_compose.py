@@ -26,7 +26,7 @@ from data_pipelines.shapes_language import (
     resolve,
 )
 
-OBJECT_COUNTS = {"basic": (2, 4), "full": (3, 8)}
+OBJECT_COUNTS = {"basic": (2, 4), "full": (3, 8), "outlines": (2, 4)}
 RADII = {"small": (0.085, 0.105), "large": (0.165, 0.2)}  # of the picture's shorter side
 HIDDEN_DEPTH = 0.7  # how far two outlines may overlap, in radii of the smaller one
 APART = 1.12  # least distance of centres over sum of radii, for objects that do not touch

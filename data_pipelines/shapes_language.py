@@ -238,18 +238,27 @@ _NOUNS = {  # attributes named, with weights
 }
 _BASIC = {"the": 6, "every": 5, "number": 5, "plural": 4, "everything": 2}
 _SPATIAL = {"relation": 8, "superlative": 6, "ordinal": 5, "between": 4, "negation": 5, "conjunction": 6}
-TEMPLATES = {"basic": _BASIC, "full": _BASIC | _SPATIAL}
+_NAMES = {template: weight for template, weight in _BASIC.items() if template != "everything"}
+TEMPLATES = {"basic": _BASIC, "full": _BASIC | _SPATIAL, "outlines": _NAMES}
+
+
+_Kinds = tuple[str, ...] | None  # of attribute that a noun names; None: drawn by the weights of _NOUNS
 
 
 def draw_expression(dice: Dice, level: str, held_out: bool) -> Expression:
-    """One sentence. With `held_out` its noun names a pair of HELD_OUT_PAIRS; without, no such pair is mentioned."""
+    """One sentence. With `held_out` its noun names a pair of HELD_OUT_PAIRS; without, no such pair is mentioned.
+
+    At level "outlines" a noun names a shape and nothing else (but for `held_out`).
+    """
     weights = TEMPLATES[level]
+    if level == "outlines" and not held_out:
+        return _DRAW_NAME[dice.weighted(weights)](dice, False, ("shape",))
     if held_out:
         weights = {template: weight for template, weight in weights.items() if template != "everything"}
     return _DRAW[dice.weighted(weights)](dice, held_out)
 
 
-def _noun(dice: Dice, held_out: bool, without: tuple[str, ...] = (), kinds: tuple[str, ...] | None = None) -> Noun:
+def _noun(dice: Dice, held_out: bool, kinds: _Kinds = None, without: tuple[str, ...] = ()) -> Noun:
     """A noun phrase that names none of the attributes in `without`, or exactly `kinds`."""
     while kinds is None:
         drawn = dice.weighted(_NOUNS)
@@ -276,25 +285,25 @@ def _anchor(dice: Dice, held_out: bool, others: Sequence[Noun]) -> Noun:
             return noun
 
 
-def _draw_the(dice: Dice, held_out: bool) -> Expression:
-    noun = _noun(dice, held_out)
+def _draw_the(dice: Dice, held_out: bool, kinds: _Kinds = None) -> Expression:
+    noun = _noun(dice, held_out, kinds)
     return Expression("the", f"the {noun.text()}", ("single",), noun)
 
 
-def _draw_every(dice: Dice, held_out: bool) -> Expression:
-    noun = _noun(dice, held_out)
+def _draw_every(dice: Dice, held_out: bool, kinds: _Kinds = None) -> Expression:
+    noun = _noun(dice, held_out, kinds)
     text = f"every {noun.text()}" if dice.chance(0.5) else f"all {noun.text(plural=True)}"
     return Expression("every", text, ("single", "multi"), noun)
 
 
-def _draw_number(dice: Dice, held_out: bool) -> Expression:
-    noun, number = _noun(dice, held_out), dice.between(1, 3)
+def _draw_number(dice: Dice, held_out: bool, kinds: _Kinds = None) -> Expression:
+    noun, number = _noun(dice, held_out, kinds), dice.between(1, 3)
     kind: Kind = "single" if number == 1 else "multi"
     return Expression("number", f"{NUMBERS[number]} {noun.text(number > 1)}", (kind,), noun, number=number)
 
 
-def _draw_plural(dice: Dice, held_out: bool) -> Expression:
-    noun = _noun(dice, held_out)
+def _draw_plural(dice: Dice, held_out: bool, kinds: _Kinds = None) -> Expression:
+    noun = _noun(dice, held_out, kinds)
     return Expression("plural", f"the {noun.text(plural=True)}", ("multi",), noun)
 
 
@@ -356,11 +365,9 @@ def _draw_conjunction(dice: Dice, held_out: bool) -> Expression:
     return Expression("conjunction", f"the {noun.text()} and the {partner.text()}", ("multi",), noun, partner=partner)
 
 
+_DRAW_NAME = {"the": _draw_the, "every": _draw_every, "number": _draw_number, "plural": _draw_plural}
 _DRAW = {
-    "the": _draw_the,
-    "every": _draw_every,
-    "number": _draw_number,
-    "plural": _draw_plural,
+    **_DRAW_NAME,
     "everything": _draw_everything,
     "relation": _draw_relation,
     "superlative": _draw_superlative,

@@ -91,7 +91,7 @@ class Split(Protocol):
 class ShapesSplit:
     """The embedded data as a source of the loader; `len` may be cut short for evaluation.
 
-    With a `curriculum`, items are of level "basic" up to that index, and by turns "basic" and of the data set's level from there.
+    With a `curriculum`, items are of level `first` up to that index, and by turns `first` and of the data set's level from there.
     """
 
     dataset: shapes.ShapesDataset
@@ -100,6 +100,7 @@ class ShapesSplit:
     max_targets: int
     length: int = ENDLESS
     curriculum: int = 0
+    first: str = "basic"
 
     def __len__(self) -> int:
         return self.length
@@ -129,8 +130,8 @@ class ShapesSplit:
         return f"{self.dataset.split} {self._dataset_of(item).level} {item}"
 
     def _dataset_of(self, item: int) -> shapes.ShapesDataset:
-        easy = item < self.curriculum or (self.curriculum and item % 2 == 0)
-        return replace(self.dataset, level="basic") if easy else self.dataset
+        first = item < self.curriculum or (self.curriculum and item % 2 == 0)
+        return replace(self.dataset, level=self.first) if first else self.dataset
 
     def describe(self, record: int) -> Description:
         """`words`: which attributes the sentence names."""
@@ -295,7 +296,7 @@ def train_batches(config: Config, tokenizer: Tokenizer) -> grain.DatasetIterator
     data = config.data
     source = open_split(config, data.train_split, tokenizer)
     if isinstance(source, ShapesSplit):
-        source = replace(source, curriculum=data.shapes_curriculum)
+        source = replace(source, curriculum=data.shapes_curriculum, first=data.shapes_first)
     if data.jitter:
         if not isinstance(source, ReferringSplit):
             raise InputError(f"data.jitter is on; the {data.name!r} data is drawn and has no jitter")

@@ -44,6 +44,7 @@ class ModelConfig:
         "float32"  # or "bfloat16": matrix products and activations; parameters, norms, outputs stay float32
     )
     remat: str = "none"  # "blocks": recompute blocks and decoder layers in the backward pass; "dots": all but their matrix products
+    initialization: str = "normal"  # "local": from scratch, attention starts on patches that are near and look alike
     pretrained: str = ""  # directory of converted weights to start from; "" starts from scratch
 
 
@@ -89,8 +90,11 @@ class DataConfig:
     jitter: bool = False  # large-scale jitter of training pictures, which leaves alone what a sentence speaks of
     jitter_scales: tuple[float, float] = (0.3, 1.4)  # below 1 the picture shrinks, above 1 a part of it is cut out
     jitter_flip: float = 0.5  # probability of mirroring with jitter
-    shapes_level: str = "basic"  # "basic" or "full"
-    shapes_curriculum: int = 0  # > 0: so many training examples are "basic", then every second one is of shapes_level
+    shapes_level: str = "basic"  # "basic", "full", or "outlines": "basic" with sentences that name nothing but shapes
+    shapes_first: str = (
+        "basic"  # level of the first shapes_curriculum training examples, and of every second one after them
+    )
+    shapes_curriculum: int = 0  # 0: all training examples are of shapes_level
     num_eval_examples: int = 0  # 0: the whole split
 
 
@@ -98,7 +102,9 @@ class DataConfig:
 class OptimConfig:
     """Source: core/optimizer.py and core/scheduler.py of the original."""
 
-    name: str = "adam"  # "adam" (AMSGrad as torch computes it) or "adamw"
+    name: str = (
+        "adam"  # "adam" (with AMSGrad as torch computes it), "adamw", or "muon" (linear layers' matrices; else Adam)
+    )
     learning_rate: float = 5e-4
     backbone_scale: float = 0.1
     layer_decay: float = 1.0  # times this for every block between a backbone parameter and the backbone's end
@@ -226,10 +232,11 @@ CHOICES = {
     "model.point_selection": ("distance", "attention"),
     "model.text_selection": ("token", "channel"),
     "model.compute_dtype": ("float32", "bfloat16", "float64"),
+    "model.initialization": ("normal", "local"),
     "model.remat": ("none", "blocks", "dots"),
     "loss.auxiliary_weights": ("one", "same"),
-    "data.shapes_level": ("basic", "full"),
-    "optim.name": ("adam", "adamw"),
+    **dict.fromkeys(("data.shapes_level", "data.shapes_first"), ("basic", "full", "outlines")),
+    "optim.name": ("adam", "adamw", "muon"),
     "optim.schedule": ("step", "piecewise", "cosine"),
     "eval.task": ("gres", "refcoco", "refzom", "rrefcoco"),
     "eval.protocol": ("official", "strict"),
@@ -282,8 +289,9 @@ def _check_sizes(model: ModelConfig) -> None:
         if getattr(model, name) % getattr(model, part):
             told = f"model.{name} is {getattr(model, name)}, model.{part} {getattr(model, part)}"
             raise InputError(f"{told}; expected a multiple: {whole}")
-    if model.head_width % 4:
-        raise InputError(f"model.head_width is {model.head_width}; expected a multiple of 4 (sine positions)")
+    for name in ("head_width", "width") if model.initialization == "local" else ("head_width",):
+        if getattr(model, name) % 4:
+            raise InputError(f"model.{name} is {getattr(model, name)}; expected a multiple of 4 (sine positions)")
     if min(grid) < 2:
         raise InputError(
             f"pictures of {grid[0]} x {grid[1]} patches; expected 2 x 2 at least (model.image_height, patch_size)"

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
 from instancevg_jax.config import OptimConfig
 from instancevg_jax.errors import InputError
@@ -46,6 +47,29 @@ def scale_by_torch_amsgrad(b1: float, b2: float, eps: float) -> optax.GradientTr
     return optax.GradientTransformation(init, update)
 
 
+def scale_by_muon(config: OptimConfig) -> optax.GradientTransformation:
+    """Muon for the matrices of linear layers, Adam (with Nesterov's look-ahead) for every other parameter.
+
+    Updates of both are of one size (RMS 0.2). Source: Jordan 2024, github.com/KellerJordan/Muon; scaled as in Liu et al. 2025,
+    arXiv:2502.16982. Raises InputError for AMSGrad.
+    """
+    if config.amsgrad:
+        raise InputError("optim.amsgrad is on, which 'muon' does not have; set optim.amsgrad=False")
+
+    def matrices(params):
+        matrix = optax.contrib.MuonDimensionNumbers()
+        return _with_names(lambda name, p: matrix if name.endswith("kernel") and p.ndim == 2 else None, params)
+
+    return optax.contrib.muon(
+        learning_rate=-1.0,  # the direction itself: rate, scales and decay come after it, as for Adam
+        eps=config.eps,
+        adam_b1=config.b1,
+        adam_b2=config.b2,
+        muon_weight_dimension_numbers=matrices,
+        consistent_rms=0.2,
+    )
+
+
 def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
     """torch's clip_grad_norm_: scale by max_norm / (norm + 1e-6) where that is below 1."""
 
@@ -82,23 +106,25 @@ def schedule(config: OptimConfig, steps_per_epoch: int, num_steps: int) -> Calla
 def make_optimizer(
     config: OptimConfig, params, *, steps_per_epoch: int, num_steps: int
 ) -> optax.GradientTransformation:
-    """Clipping, Adam (or AdamW) and the schedule; every parameter's update is scaled by `learning_rate_scale`.
+    """Clipping, the direction (Adam's or Muon's), and the schedule; every update is scaled by `learning_rate_scales`.
 
-    `params` is the tree to be trained. Weight decay (AdamW) leaves vectors alone: norms, biases. Frozen parameters have no
+    `params` is the tree to be trained. Weight decay (AdamW, Muon) leaves vectors alone: norms, biases. Frozen parameters have no
     moments, get no update and no decay, and the norm that is clipped is that of the others' gradients.
     """
     if config.name == "adam" and config.weight_decay:
-        raise InputError("optim.weight_decay needs optim.name='adamw'; 'adam' has none, as the original's")
-    if config.name not in ("adam", "adamw"):
-        raise InputError(f"optim.name is {config.name!r}; expected 'adam' or 'adamw'")
-    if config.amsgrad:
-        adam = scale_by_torch_amsgrad(config.b1, config.b2, config.eps)
+        raise InputError("optim.weight_decay needs optim.name='adamw' or 'muon'; 'adam' has none, as the original's")
+    if config.name not in ("adam", "adamw", "muon"):
+        raise InputError(f"optim.name is {config.name!r}; expected 'adam', 'adamw' or 'muon'")
+    if config.name == "muon":
+        direction = scale_by_muon(config)
+    elif config.amsgrad:
+        direction = scale_by_torch_amsgrad(config.b1, config.b2, config.eps)
     else:
-        adam = optax.scale_by_adam(config.b1, config.b2, config.eps)
+        direction = optax.scale_by_adam(config.b1, config.b2, config.eps)
     scales = learning_rate_scales(config, params)
     optimizer = optax.chain(
         clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
-        adam,
+        direction,
         optax.add_decayed_weights(config.weight_decay, mask=lambda tree: jax.tree.map(lambda p: p.ndim > 1, tree)),
         optax.stateless(lambda updates, _: _with_names(lambda name, u: u * scales[name], updates)),
         optax.scale_by_learning_rate(schedule(config, steps_per_epoch, num_steps)),

@@ -136,10 +136,36 @@ def test_amsgrad_keeps_the_largest_second_moment():
     assert state.nu_max["w"] == largest
 
 
+def test_muon_moves_matrices_along_every_direction_alike_and_the_rest_as_adam():
+    rng = np.random.default_rng(0)
+    shapes = {
+        "backbone": {"fc": {"kernel": (8, 12), "bias": (12,)}},
+        "head": {"table": (5, 4), "conv.kernel": (3, 3, 2, 2)},
+    }
+    params = jax.tree.map(jnp.zeros, shapes, is_leaf=lambda x: isinstance(x, tuple))
+    grads = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape), jnp.float32), params)
+    config = OptimConfig(
+        name="muon", backbone_scale=0.5, amsgrad=False, clip_norm=0.0, schedule="piecewise", learning_rate=1.0
+    )
+    optimizer = make_optimizer(config, params, steps_per_epoch=1, num_steps=8)
+    updates = jax.jit(optimizer.update)(grads, optimizer.init(params), params)[0]
+    kernel = updates["backbone"]["fc"].pop("kernel")
+    assert jnp.vdot(kernel, grads["backbone"]["fc"].pop("kernel")) < 0
+    values = jnp.linalg.svd(kernel, compute_uv=False) / (0.5 * 0.2 * np.sqrt(12))
+    np.testing.assert_allclose(values, 1, atol=0.35)  # five Newton-Schulz steps are not exact
+    # a first step of Adam is as large for every element
+    for group in ("backbone", "head"):
+        moved = jax.tree.map(lambda u, g: -u * jnp.sign(g), updates[group], grads[group])
+        values = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(moved)])
+        assert values[0] > 0
+        np.testing.assert_allclose(values, values[0], rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("config", "says"),
     [
         (OptimConfig(name="sgd"), "optim.name is 'sgd'"),
+        (OptimConfig(name="muon"), "optim.amsgrad is on, which 'muon' does not have"),
         (OptimConfig(schedule="exp"), "optim.schedule is 'exp'"),
         (OptimConfig(weight_decay=0.1), "weight_decay needs optim.name='adamw'"),
         (OptimConfig(layer_decay=0.0), "optim.layer_decay is 0.0; expected more than 0 and at most 1"),

@@ -2,10 +2,12 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,6 +23,7 @@ RUN = [
     "--config=configs/shapes.py",
     "--config.model.image_height=32",
     "--config.model.image_width=32",
+    "--config.model.initialization=normal",
     "--config.model.width=32",
     "--config.model.depth=1",
     "--config.model.num_heads=2",
@@ -34,8 +37,9 @@ RUN = [
     "--config.train.batch_size=16",
     "--config.train.log_every=1",
     "--config.train.checkpoint_every=10",
+    "--config.optim.name=adamw",
     "--config.optim.warmup_steps=10",
-    "--config.optim.learning_rate=1e-4",
+    "--config.optim.learning_rate=1e-5",
     "--config.optim.eps=1e-3",  # else a gradient that is rounding alone, a key's bias', moves its parameter by a whole step
     "--config.train.ema_decay=0.9",
 ]
@@ -53,20 +57,20 @@ def environment(devices: int) -> dict[str, str]:
     return {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": cache}
 
 
-def train(workdir: Path, devices: int, *arguments: str, processes: int = 1) -> list[dict]:
-    """The lines of metrics.jsonl of a training run by the command, in one process or several."""
+def launch(workdir: Path, devices: int, *arguments: str, processes: int = 1) -> list[subprocess.Popen[str]]:
+    """A training run by the command, in one process or several that have `devices` each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "instancevg_jax.train", *RUN, *arguments, f"--workdir={workdir}"]
-    running = []
-    for number in range(processes):
-        joining = [f"--distributed=127.0.0.1:{port},{number},{processes}"] if processes > 1 else []
-        running.append(
-            subprocess.Popen(
-                [*command, *joining], cwd=ROOT, env=environment(devices), stdout=subprocess.PIPE, text=True
-            )
-        )
+    joining = [[f"--distributed=127.0.0.1:{port},{number},{processes}"] for number in range(processes)]
+    settings: dict[str, Any] = {"cwd": ROOT, "env": environment(devices), "stdout": subprocess.PIPE, "text": True}
+    return [subprocess.Popen([*command, *more], **settings) for more in (joining if processes > 1 else [[]])]
+
+
+def train(workdir: Path, devices: int, *arguments: str, processes: int = 1) -> list[dict]:
+    """The lines of metrics.jsonl of a run that goes well."""
+    running = launch(workdir, devices, *arguments, processes=processes)
     printed = [process.communicate()[0] for process in running]
     assert [process.returncode for process in running] == [0] * processes, printed
     said = [line for text in printed[1:] for line in text.splitlines() if not line.startswith("[Gloo]")]
@@ -116,6 +120,27 @@ def test_a_state_saved_on_eight_devices_goes_on_on_one(tmp_path):
     lines = train(tmp_path / "parts", 1, "--config.train.num_steps=20")
     assert [line["step"] for line in lines if line["group"] == "train"] == list(range(1, 21))
     np.testing.assert_allclose(losses(lines), losses(expected), rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_signal_to_one_of_two_processes_ends_both_after_the_same_step(tmp_path):
+    """Each saves its share of one state, and the run goes on from there."""
+    arguments = ("--config.train.num_steps=400", "--config.train.mesh_fsdp=4")
+    running = launch(tmp_path, 2, *arguments, processes=2)
+    assert running[0].stdout is not None
+    for line in running[0].stdout:
+        if line.startswith("step 4/"):
+            running[1].send_signal(signal.SIGTERM)
+            break
+    said = running[0].communicate()[0]
+    running[1].communicate()
+    assert [process.returncode for process in running] == [0, 0]
+    assert "stopped by a signal" in said
+    stopped = max(int(path.name) for path in (tmp_path / "state").iterdir())
+    assert 4 <= stopped < 400
+    lines = train(tmp_path, 2, *arguments, processes=2)
+    assert [line["step"] for line in lines if line["group"] == "train"] == list(range(1, 401))
 
 
 def test_the_longest_axis_that_divides_is_split():

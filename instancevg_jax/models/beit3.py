@@ -6,6 +6,7 @@ Source: Wang et al. 2022, arXiv:2208.10442; torchscale 0.3.0; the original's mod
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
@@ -96,6 +97,19 @@ class BEiT3(nnx.Module):
         )
         self.vision_norm = layers.LayerNorm(width)
         self.text_norm = layers.LayerNorm(width)
+        if config.initialization == "local":
+            self._start_local((config.image_height // patch, config.image_width // patch), width)
+
+    def _start_local(self, grid: tuple[int, int], width: int) -> None:
+        """Let every patch look at first at those that are near and alike: sine positions, and keys that equal the queries.
+
+        Source: Beyer et al. 2022, arXiv:2205.01580 (positions); Trockman and Kolter 2023, arXiv:2305.09828 (keys).
+        """
+        positions = layers.sine_positions(np.ones(grid, bool), width, temperature=100.0).reshape(-1, width)
+        self.vision_positions[...] = self.vision_positions[...].at[UNUSED_POSITIONS + 1 :].set(positions)
+        for block in self.blocks:
+            for expert in (block.vision, block.text):
+                expert.key.kernel[...] = jnp.copy(expert.query.kernel[...])  # a buffer of its own: states are donated
 
     def embed(
         self, images: Float[Array, "B H W 3"], token_ids: Int[Array, "B L"], token_mask: Bool[Array, "B L"]

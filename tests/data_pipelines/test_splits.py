@@ -52,13 +52,14 @@ def assert_equal(ours: list[Batch], theirs: list[Batch]) -> None:
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
-def test_curriculum_goes_from_basic_to_both_levels_by_turns():
+@pytest.mark.parametrize(("first", "then"), [("basic", "full"), ("outlines", "basic")])
+def test_curriculum_goes_from_one_level_to_both_by_turns(first, then):
     config = shapes_config.get_config()
     config.train.batch_size = 8
-    config.data.shapes_level, config.data.shapes_curriculum = "full", 4
+    config.data.shapes_level, config.data.shapes_first, config.data.shapes_curriculum = then, first, 4
     tokenizer = splits.load_tokenizer(config)
     batch = next(splits.train_batches(config, tokenizer))
-    levels = ["basic", "basic", "basic", "basic", "basic", "full", "basic", "full"]
+    levels = [first] * 5 + [then, first, then]
     expected = [ShapesDataset("train", level).describe(i).expression for i, level in enumerate(levels)]
     tokens = [tokenizer.encode(expression, config.model.max_tokens)[0] for expression in expected]
     np.testing.assert_array_equal(np.asarray(batch.token_ids), np.stack(tokens))
