@@ -91,7 +91,7 @@ class Split(Protocol):
 class ShapesSplit:
     """The embedded data as a source of the loader; `len` may be cut short for evaluation.
 
-    With a `curriculum`, items are of level `first` up to that index, and by turns `first` and of the data set's level from there.
+    With a `curriculum`, items are of the first level of `turns` up to that index, and of both by turns from there.
     """
 
     dataset: shapes.ShapesDataset
@@ -100,7 +100,7 @@ class ShapesSplit:
     max_targets: int
     length: int = ENDLESS
     curriculum: int = 0
-    first: str = "basic"
+    turns: tuple[str, str] = ("basic", "full")
 
     def __len__(self) -> int:
         return self.length
@@ -130,8 +130,9 @@ class ShapesSplit:
         return f"{self.dataset.split} {self._dataset_of(item).level} {item}"
 
     def _dataset_of(self, item: int) -> shapes.ShapesDataset:
-        first = item < self.curriculum or (self.curriculum and item % 2 == 0)
-        return replace(self.dataset, level=self.first) if first else self.dataset
+        if not self.curriculum:
+            return self.dataset
+        return replace(self.dataset, level=self.turns[0 if item < self.curriculum else item % 2])
 
     def describe(self, record: int) -> Description:
         """`words`: which attributes the sentence names."""
@@ -296,7 +297,7 @@ def train_batches(config: Config, tokenizer: Tokenizer) -> grain.DatasetIterator
     data = config.data
     source = open_split(config, data.train_split, tokenizer)
     if isinstance(source, ShapesSplit):
-        source = replace(source, curriculum=data.shapes_curriculum, first=data.shapes_first)
+        source = replace(source, curriculum=data.shapes_curriculum, turns=data.shapes_turns)
     if data.jitter:
         if not isinstance(source, ReferringSplit):
             raise InputError(f"data.jitter is on; the {data.name!r} data is drawn and has no jitter")

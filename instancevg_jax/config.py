@@ -91,10 +91,10 @@ class DataConfig:
     jitter_scales: tuple[float, float] = (0.3, 1.4)  # below 1 the picture shrinks, above 1 a part of it is cut out
     jitter_flip: float = 0.5  # probability of mirroring with jitter
     shapes_level: str = "basic"  # "basic", "full", or "outlines": "basic" with sentences that name nothing but shapes
-    shapes_first: str = (
-        "basic"  # level of the first shapes_curriculum training examples, and of every second one after them
+    shapes_curriculum: int = (
+        0  # > 0: so many training examples are of the first level of shapes_turns, then both by turns
     )
-    shapes_curriculum: int = 0  # 0: all training examples are of shapes_level
+    shapes_turns: tuple[str, str] = ("basic", "full")
     num_eval_examples: int = 0  # 0: the whole split
 
 
@@ -235,7 +235,7 @@ CHOICES = {
     "model.initialization": ("normal", "local"),
     "model.remat": ("none", "blocks", "dots"),
     "loss.auxiliary_weights": ("one", "same"),
-    **dict.fromkeys(("data.shapes_level", "data.shapes_first"), ("basic", "full", "outlines")),
+    **dict.fromkeys(("data.shapes_level", "data.shapes_turns"), ("basic", "full", "outlines")),
     "optim.name": ("adam", "adamw", "muon"),
     "optim.schedule": ("step", "piecewise", "cosine"),
     "eval.task": ("gres", "refcoco", "refzom", "rrefcoco"),
@@ -267,8 +267,10 @@ RANGES = {
 def check(config: Config) -> None:
     """Raise InputError for the first setting that names no choice, is out of range, or does not fit another one."""
     for name, choices in CHOICES.items():
-        if (value := _get(config, name)) not in choices:
-            raise InputError(f"{name} is {value!r}; expected one of {', '.join(choices)}")
+        value = _get(config, name)
+        for one in value if isinstance(value, tuple) else (value,):
+            if one not in choices:
+                raise InputError(f"{name} is {one!r}; expected one of {', '.join(choices)}")
     for name, (least, greatest) in RANGES.items():
         value = _get(config, name)
         if not least <= value <= greatest:

@@ -46,7 +46,7 @@ PICTURES = 8  # answers that TensorBoard shows of each evaluation
 PROFILE_AFTER = 10  # steps before a trace begins
 # what must stay as it is, besides the network, when a run goes on: its state and its place in the data would not fit
 FIXED = (
-    *("data.name", "data.train_split", "data.shapes_level", "data.shapes_first", "data.shapes_curriculum"),
+    *("data.name", "data.train_split", "data.shapes_level", "data.shapes_curriculum", "data.shapes_turns"),
     *("train.batch_size", "train.seed", "train.ema_decay"),
     *("optim.name", "optim.amsgrad", "optim.frozen"),
 )

@@ -41,6 +41,12 @@ def test_sizes_that_do_not_fit_are_named(change, says):
         configs.from_json(configs.to_json(wrong), "some.json")
 
 
+def test_every_value_of_several_must_be_a_choice():
+    wrong = Config(data=configs.DataConfig(shapes_turns=("basic", "hard")))
+    with pytest.raises(InputError, match=r"data\.shapes_turns is 'hard'; expected one of basic, full, outlines"):
+        configs.check(wrong)
+
+
 def test_every_listed_field_exists():
     config = Config()
     for name in (*configs.CHOICES, *configs.RANGES):

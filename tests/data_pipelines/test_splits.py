@@ -56,7 +56,7 @@ def assert_equal(ours: list[Batch], theirs: list[Batch]) -> None:
 def test_curriculum_goes_from_one_level_to_both_by_turns(first, then):
     config = shapes_config.get_config()
     config.train.batch_size = 8
-    config.data.shapes_level, config.data.shapes_first, config.data.shapes_curriculum = then, first, 4
+    config.data.shapes_turns, config.data.shapes_curriculum = (first, then), 4
     tokenizer = splits.load_tokenizer(config)
     batch = next(splits.train_batches(config, tokenizer))
     levels = [first] * 5 + [then, first, then]
