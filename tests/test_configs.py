@@ -11,7 +11,7 @@ from instancevg_jax.errors import InputError
 from instancevg_jax.models.instancevg import InstanceVG
 
 VARIANTS = {
-    "shapes": ("", "half_hour", "long"),
+    "shapes": ("", "long"),
     "grefcoco": ("base",),
     "refzom": ("base",),
     "rrefcoco": ("base",),

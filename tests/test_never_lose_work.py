@@ -50,8 +50,8 @@ def wait_for(path: Path, process: subprocess.Popen, seconds: float = 300) -> Non
 
 
 def test_sigterm_saves_and_ends_well_and_the_rest_is_bit_equal(tmp_path):
-    """Averages and dropout are on: all that a state holds takes part."""
-    more = ["--config.train.ema_decay=0.9", "--config.model.head_dropout=0.1"]
+    """Muon, averages and dropout are on: all that a state can hold takes part."""
+    more = ["--config.optim.name=muon", "--config.train.ema_decay=0.9", "--config.model.head_dropout=0.1"]
     train.main([*FAST, *more, *arguments(tmp_path / "whole", 40)])
     parts = tmp_path / "parts"
     command = [*COMMAND, *more, *arguments(parts, 40)]

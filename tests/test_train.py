@@ -27,6 +27,7 @@ SMALL = [
     "--config.model.decoder_heads=2",
     "--config.model.decoder_mlp_dim=16",
     "--config.model.query_mlp_dim=16",
+    "--config.optim.name=adamw",
     "--config.data.num_eval_examples=13",
     "--config.eval.batch_size=8",
     "--config.train.batch_size=4",
