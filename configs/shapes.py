@@ -2,9 +2,9 @@
 
     python -m instancevg_jax.train --config configs/shapes.py --workdir runs/demo
 
-Variants: "" trains for minutes on level `basic` (what `make demo` runs): colours first, then every second sentence names
-nothing but shapes, which take longer. ":long" trains on levels `basic` and `full`, at 96 pixels instead of 64, for about one and a half hours,
-and made the checkpoint that comes with the package. What was reached is in the README, measured.
+Variants: "" trains for minutes on level `basic` (what `make demo` runs): colours first, then every second sentence names nothing
+but shapes, which take longer. ":long" trains on levels `basic` and `full`, at 96 pixels instead of 64, for about one and a half
+hours, and made the checkpoint that comes with the package. What was reached is in the README, measured.
 """
 
 from instancevg_jax.config import Config, DataConfig, EvalConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
