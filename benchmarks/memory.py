@@ -1,11 +1,13 @@
 """Bytes of device memory that a training step needs, as XLA plans them: python -m benchmarks.memory [--sizes base,large] ...
 
 Nothing is computed and no parameter is made: the step is compiled for shapes on virtual CPU devices. The plan is the CPU
-compiler's, which other backends only resemble: it is exact for the state, and for the rest a comparison of meshes and policies.
-bfloat16 is left out: on CPU, XLA computes its products in float32 and keeps copies.
+compiler's, which other backends only resemble: it is exact for the state, and for the rest a comparison of meshes. It says
+nothing of recomputation, which XLA undoes on CPU, nor of bfloat16, whose products it computes in float32. For those there is a table
+of what the gradient's trace saves, with no compiler in it.
 """
 
 import argparse
+import itertools
 import sys
 import time
 from collections.abc import Sequence
@@ -18,29 +20,31 @@ from configs.families import official
 from instancevg_jax import sharding, train_state
 from instancevg_jax.config import Config
 from instancevg_jax.errors import InputError, run_command
+from instancevg_jax.losses import count
+from instancevg_jax.models import layers
 from instancevg_jax.models.instancevg import InstanceVG
 from instancevg_jax.optim import make_optimizer
 from instancevg_jax.types import Batch, Targets
 
-COLUMNS = ("size", "devices", "mesh", "remat", "batch/device", "state GiB", "temporary GiB", "compile s")
+COLUMNS = ("size", "devices", "mesh", "batch/device", "state GiB", "temporary GiB", "compile s")
 GIB = 2**30
 FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # of code that is never run
 
 
-def settings(size: str, remat: str, batch_size: int) -> Config:
+def settings(size: str, batch_size: int) -> Config:
     """The official gRefCOCO run (base), or RefCOCO's (large), at a batch size."""
     config = official("refcoco", "large") if size == "large" else official("grefcoco", "base")
-    config.model.remat, config.train.batch_size = remat, batch_size
+    config.train.batch_size = batch_size
     return config
 
 
-def abstract_batch(config: Config, mesh: jax.sharding.Mesh) -> Batch:
-    """Shapes of a global batch, split over the mesh."""
+def abstract_batch(config: Config, mesh: jax.sharding.Mesh | None = None) -> Batch:
+    """Shapes of a global batch, split over the mesh if there is one."""
     model, size, slots = config.model, config.train.batch_size, config.data.max_targets
     picture = (model.image_height, model.image_width)
 
     def array(shape: tuple[int, ...], dtype: type) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((size, *shape), dtype, sharding=sharding.batch_sharding(mesh))
+        return jax.ShapeDtypeStruct((size, *shape), dtype, sharding=mesh and sharding.batch_sharding(mesh))
 
     return Batch(
         images=array((*picture, 3), jnp.float32),
@@ -55,6 +59,26 @@ def abstract_batch(config: Config, mesh: jax.sharding.Mesh) -> Batch:
         example_weight=array((), jnp.float32),
         item=array((), jnp.int32),
     )
+
+
+def kept(size: str, remat: str, dtype: str) -> float:
+    """GiB that each example of a batch keeps from the forward to the backward pass: what the gradient's trace saves."""
+
+    def saved(batch_size: int) -> int:
+        config = settings(size, batch_size)
+        config.model.remat, config.model.compute_dtype = remat, dtype
+        model = nnx.eval_shape(lambda: InstanceVG(config.model, rngs=nnx.Rngs(0)))
+        graph, params, stats = train_state.split_model(model)
+        loss_fn = train_state.make_loss_fn(graph, config)
+
+        def pull_back(params, stats, batch, key):
+            counts = count(batch.targets, config.model.num_queries, config.loss)
+            return jax.vjp(lambda p: loss_fn(p, stats, batch, key, counts), params, has_aux=True)[1]
+
+        function = jax.eval_shape(pull_back, params, stats, abstract_batch(config), jax.random.key(0))
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(function))
+
+    return (saved(4) - saved(2)) / 2 / GIB  # what is saved of the parameters cancels out
 
 
 def plan(config: Config, mesh: jax.sharding.Mesh) -> tuple[float, float, float]:
@@ -74,22 +98,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=(__doc__ or "").split("\n\n")[1])
     parser.add_argument("--sizes", default="base", help="base, large or both, by commas")
     parser.add_argument("--devices", default="1,8,64", help="numbers of devices, by commas")
-    parser.add_argument("--remat", default="none,blocks", help="values of model.remat, by commas")
     parser.add_argument("--batch-per-device", type=int, default=2)
     given = parser.parse_args(argv)
     counts = [int(count) for count in given.devices.split(",")]
-    jax.config.update("jax_num_cpu_devices", max(counts))
-    print(" | ".join(COLUMNS), flush=True)
-    for size in given.sizes.split(","):
+    sizes = given.sizes.split(",")
+    for size in sizes:
         if size not in ("base", "large"):
             raise InputError(f"--sizes has {size!r}; expected base or large")
-        for count in counts:
-            for data, fsdp in dict.fromkeys([(count, 1), (1, count)]):
-                mesh = sharding.make_mesh(data, fsdp, jax.devices()[:count])
-                for remat in given.remat.split(","):
-                    state, temporary, seconds = plan(settings(size, remat, given.batch_per_device * count), mesh)
-                    row = (size, count, f"{data} x {fsdp}", remat, given.batch_per_device)
-                    print(*row, f"{state:.2f}", f"{temporary:.2f}", f"{seconds:.0f}", sep=" | ", flush=True)
+    jax.config.update("jax_num_cpu_devices", max(counts))
+    print("size | compute dtype | remat | GiB an example kept for the backward pass", flush=True)
+    for size, dtype in itertools.product(sizes, ("float32", "bfloat16")):
+        for remat in layers.REMAT:
+            print(size, dtype, remat, f"{kept(size, remat, dtype):.3f}", sep=" | ", flush=True)
+    print(" | ".join(COLUMNS), flush=True)
+    for size in sizes:
+        for devices in counts:
+            for data, fsdp in dict.fromkeys([(devices, 1), (1, devices)]):
+                mesh = sharding.make_mesh(data, fsdp, jax.devices()[:devices])
+                state, temporary, seconds = plan(settings(size, given.batch_per_device * devices), mesh)
+                row = (size, devices, f"{data} x {fsdp}", given.batch_per_device)
+                print(*row, f"{state:.2f}", f"{temporary:.2f}", f"{seconds:.0f}", sep=" | ", flush=True)
 
 
 if __name__ == "__main__":

@@ -86,15 +86,16 @@ class RunLog:
         self._start = time.monotonic()
 
     def scalars(self, step: int, group: str, values: Mapping[str, float]) -> None:
-        """`group` is "train" or the name of an evaluated split. Values that JSON cannot hold (NaN) become null."""
+        """`group` is "train" or the name of an evaluated split. Values that JSON cannot hold (NaN) become null, and no point."""
         if self._file is None or self._board is None:
             return
         values = {name: float(value) for name, value in values.items()}
         told = {name: value if np.isfinite(value) else None for name, value in values.items()}
         elapsed = round(time.monotonic() - self._start, 2)
         self._file.write(json.dumps({"step": step, "group": group, "seconds": elapsed, **told}) + "\n")
-        for name, value in values.items():
-            self._board.add_scalar(f"{group}/{name}", value, step)
+        for name, value in told.items():
+            if value is not None:
+                self._board.add_scalar(f"{group}/{name}", value, step)
 
     def start(self, step: int, command: Sequence[str]) -> None:
         """Note that the run starts, or goes on, after `step`: a line of starts.jsonl."""

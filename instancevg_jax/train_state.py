@@ -114,8 +114,8 @@ def make_train_step(
     )
 
 
-def _gradient_fn(graph: Any, config: Config) -> Callable[..., tuple[Any, Any, dict[str, Array]]]:
-    """(params, stats, batch, key, counts) -> gradients, new statistics, and the loss with its terms."""
+def make_loss_fn(graph: Any, config: Config) -> Callable[..., tuple[Array, tuple[Any, dict[str, Array]]]]:
+    """(params, stats, batch, key, counts) -> the loss; and new statistics, the loss with its terms."""
     random = config.model.drop_path > 0 or config.model.head_dropout > 0
 
     def loss_fn(params: Any, stats: Any, batch: Batch, key: Array, counts: Counts):
@@ -124,6 +124,13 @@ def _gradient_fn(graph: Any, config: Config) -> Callable[..., tuple[Any, Any, di
         outputs = model(batch.images, batch.token_ids, batch.token_mask, train=True, rngs=rngs)
         loss, terms = total_loss(outputs, batch.targets, config.loss, counts=counts)
         return loss, (nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)), {"loss": loss, **terms})
+
+    return loss_fn
+
+
+def _gradient_fn(graph: Any, config: Config) -> Callable[..., tuple[Any, Any, dict[str, Array]]]:
+    """(params, stats, batch, key, counts) -> gradients, new statistics, and the loss with its terms."""
+    loss_fn = make_loss_fn(graph, config)
 
     def gradients(*arguments: Any):
         grads, (stats, metrics) = jax.grad(loss_fn, has_aux=True)(*arguments)
