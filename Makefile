@@ -32,9 +32,9 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest -n auto
 
-# Kills, several devices and processes: what takes many minutes.
+# Kills, several devices and processes: a quarter of an hour.
 test-training: setup
-	$(BIN)/python -m pytest -m slow tests/test_never_lose_work.py tests/test_sharding.py
+	$(BIN)/python -m pytest -n 2 -m slow tests/test_sharding.py tests/test_never_lose_work.py
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
