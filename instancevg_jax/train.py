@@ -128,8 +128,12 @@ def train(
     return None
 
 
-class Terminated(Exception):
-    """A signal asks this run to end. What has been done is saved, or is being saved; `step`: up to which step."""
+class Terminated(BaseException):
+    """A signal asks this run to end. What has been done is saved, or is being saved; `step`: up to which step.
+
+    No Exception, as KeyboardInterrupt is none: it may be raised anywhere, and libraries go on after an Exception in places (JAX
+    does where its cache of compiled programs fails).
+    """
 
     def __init__(self, step: int = 0) -> None:
         self.step = step

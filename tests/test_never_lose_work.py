@@ -1,6 +1,8 @@
 """Training that is stopped, killed, out of disk or given nonsense: what a user's run survives, through the command."""
 
+import contextlib
 import json
+import os
 import random
 import re
 import signal
@@ -85,6 +87,16 @@ def test_sigterm_during_an_evaluation_ends_it_and_it_is_made_later(tmp_path):
     train.main([*FAST, "--config.train.eval_every=2", *arguments(tmp_path, 4)])
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if row["group"] == "val"] == [2, 4]
+
+
+def test_a_signal_is_not_lost_where_a_library_goes_on_after_an_exception():
+    def library() -> None:
+        with contextlib.suppress(Exception):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+
+    with train.Termination() as termination, pytest.raises(train.Terminated), termination.at_once():
+        library()
 
 
 def test_a_run_goes_on_with_another_rate_but_not_with_another_batch(tmp_path, capsys):
