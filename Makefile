@@ -19,8 +19,6 @@ $(READY): pyproject.toml $(wildcard requirements/*.txt)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
-# what training compiles for its evaluation, the evaluation need not compile again
-demo: export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/$(VENV)/xla
 demo: setup
 	$(BIN)/python -m instancevg_jax.train --config configs/shapes.py --workdir $(DEMO)
 	$(BIN)/python -m instancevg_jax.evaluate --config configs/shapes.py --checkpoint $(DEMO)/checkpoint --output $(DEMO)/report

@@ -2,8 +2,8 @@
 
 Nothing is computed and no parameter is made: the step is compiled for shapes on virtual CPU devices. The plan is the CPU
 compiler's, which other backends only resemble: it is exact for the state, and for the rest a comparison of meshes. It says
-nothing of recomputation, which XLA undoes on CPU, nor of bfloat16, whose products it computes in float32. For those there is a
-table of what the gradient's trace saves, with no compiler in it.
+nothing of recomputation, which makes no difference to it, nor of bfloat16, whose products it computes in float32. For those
+there is a table of what the gradient's trace saves, with no compiler in it.
 """
 
 import argparse

@@ -124,7 +124,7 @@ def test_a_state_saved_on_eight_devices_goes_on_on_one(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_signal_to_one_of_two_processes_ends_both_after_the_same_step(tmp_path):
-    """Each saves its share of one state, and the run goes on from there."""
+    """Both end well, and the run goes on from the state that they saved."""
     arguments = ("--config.train.num_steps=24",)
     running = launch(tmp_path, 2, *arguments, processes=2)
     assert running[0].stdout is not None

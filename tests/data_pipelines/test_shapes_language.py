@@ -29,8 +29,8 @@ COUNTS = {"basic": (2, 4), "full": (3, 8), "outlines": (2, 4)}
 
 @pytest.fixture(scope="module")
 def drawn() -> list[Description]:
-    """16,000 examples of two levels, without pictures."""
-    return [ShapesDataset("train", level).describe(i) for level in ("basic", "full") for i in range(8_000)]
+    """8,000 examples of every level, without pictures."""
+    return [ShapesDataset("train", level).describe(i) for level in LEVELS for i in range(8_000)]
 
 
 def thing(colour: str, shape: str, x: float, y: float, radius: float = 0.1) -> SceneObject:
