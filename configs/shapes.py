@@ -61,10 +61,10 @@ def get_config(variant: str = "") -> Config:
     )
     if variant == "long":
         config.model.image_height, config.model.image_width, config.model.patch_size = 96, 96, 12
-        config.model.max_tokens, config.model.initialization = 20, "normal"
-        config.data.shapes_level, config.data.shapes_curriculum = "full", 96_000
-        config.data.shapes_turns = ("basic", "full")
-        config.optim.name, config.optim.learning_rate, config.optim.warmup_steps = "adamw", 1e-3, 500
-        config.train.num_steps, config.train.eval_every, config.train.checkpoint_every = 8000, 4000, 500
+        config.model.max_tokens = 20
+        config.data.shapes_level, config.data.shapes_curriculum = "full", 32_000
+        config.data.shapes_turns = ("basic", "outlines", "full")
+        config.optim.learning_rate, config.optim.weight_decay, config.optim.warmup_steps = 3e-3, 0.1, 200
+        config.train.num_steps, config.train.eval_every, config.train.checkpoint_every = 6000, 3000, 500
         config.train.checkpoint_dtype = "float16"
     return config

@@ -91,7 +91,7 @@ class Split(Protocol):
 class ShapesSplit:
     """The embedded data as a source of the loader; `len` may be cut short for evaluation.
 
-    With a `curriculum`, items are of the first level of `turns` up to that index, and of both by turns from there.
+    With a `curriculum`, items are of the first level of `turns` up to that index, and of all by turns from there.
     """
 
     dataset: shapes.ShapesDataset
@@ -100,7 +100,7 @@ class ShapesSplit:
     max_targets: int
     length: int = ENDLESS
     curriculum: int = 0
-    turns: tuple[str, str] = ("basic", "full")
+    turns: tuple[str, ...] = ("basic", "full")
 
     def __len__(self) -> int:
         return self.length
@@ -132,7 +132,7 @@ class ShapesSplit:
     def _dataset_of(self, item: int) -> shapes.ShapesDataset:
         if not self.curriculum:
             return self.dataset
-        return replace(self.dataset, level=self.turns[0 if item < self.curriculum else item % 2])
+        return replace(self.dataset, level=self.turns[0 if item < self.curriculum else item % len(self.turns)])
 
     def describe(self, record: int) -> Description:
         """`words`: which attributes the sentence names."""

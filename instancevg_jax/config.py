@@ -91,10 +91,8 @@ class DataConfig:
     jitter_scales: tuple[float, float] = (0.3, 1.4)  # below 1 the picture shrinks, above 1 a part of it is cut out
     jitter_flip: float = 0.5  # probability of mirroring with jitter
     shapes_level: str = "basic"  # "basic", "full", or "outlines": "basic" with sentences that name nothing but shapes
-    shapes_curriculum: int = (
-        0  # > 0: so many training examples are of the first level of shapes_turns, then both by turns
-    )
-    shapes_turns: tuple[str, str] = ("basic", "full")
+    shapes_curriculum: int = 0  # > 0: so many examples are of the first level of shapes_turns, then all by turns
+    shapes_turns: tuple[str, ...] = ("basic", "full")
     num_eval_examples: int = 0  # 0: the whole split
 
 
@@ -268,7 +266,7 @@ def check(config: Config) -> None:
     """Raise InputError for the first setting that names no choice, is out of range, or does not fit another one."""
     for name, choices in CHOICES.items():
         value = _get(config, name)
-        for one in value if isinstance(value, tuple) else (value,):
+        for one in (value or ("",)) if isinstance(value, tuple) else (value,):
             if one not in choices:
                 raise InputError(f"{name} is {one!r}; expected one of {', '.join(choices)}")
     for name, (least, greatest) in RANGES.items():

@@ -45,6 +45,8 @@ def test_every_value_of_several_must_be_a_choice():
     wrong = Config(data=configs.DataConfig(shapes_turns=("basic", "hard")))
     with pytest.raises(InputError, match=r"data\.shapes_turns is 'hard'; expected one of basic, full, outlines"):
         configs.check(wrong)
+    with pytest.raises(InputError, match=r"data\.shapes_turns is ''; expected one of"):
+        configs.check(Config(data=configs.DataConfig(shapes_turns=())))
 
 
 def test_every_listed_field_exists():

@@ -52,14 +52,14 @@ def assert_equal(ours: list[Batch], theirs: list[Batch]) -> None:
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
-@pytest.mark.parametrize(("first", "then"), [("basic", "full"), ("outlines", "basic")])
-def test_curriculum_goes_from_one_level_to_both_by_turns(first, then):
+@pytest.mark.parametrize("turns", [("basic", "full"), ("outlines", "basic"), ("basic", "outlines", "full")])
+def test_curriculum_goes_from_one_level_to_all_by_turns(turns):
     config = shapes_config.get_config()
     config.train.batch_size = 8
-    config.data.shapes_turns, config.data.shapes_curriculum = (first, then), 4
+    config.data.shapes_turns, config.data.shapes_curriculum = turns, 4
     tokenizer = splits.load_tokenizer(config)
     batch = next(splits.train_batches(config, tokenizer))
-    levels = [first] * 5 + [then, first, then]
+    levels = [turns[0]] * 4 + [turns[i % len(turns)] for i in range(4, 8)]
     expected = [ShapesDataset("train", level).describe(i).expression for i, level in enumerate(levels)]
     tokens = [tokenizer.encode(expression, config.model.max_tokens)[0] for expression in expected]
     np.testing.assert_array_equal(np.asarray(batch.token_ids), np.stack(tokens))
