@@ -23,16 +23,16 @@ from tests import oracle
 STEPS = 4
 
 
-def module(*words: str | Path) -> str:
+def module(*words: str | Path, status: int = 0) -> str:
     """Run a command as a user does; returns what it printed."""
     command = [sys.executable, "-m", *map(str, words)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
+    assert result.returncode == status, result.stderr
     return result.stdout
 
 
-def own_pictures(folder: Path) -> Path:
-    """Twelve pictures, each of a coloured rectangle, and a JSONL file about them; every third sentence means nothing."""
+def drawn_pictures(folder: Path) -> tuple[Path, Path]:
+    """A JSONL file about twelve pictures, each of a coloured rectangle, and where they are; every third sentence means nothing."""
     rng, lines = np.random.default_rng(0), []
     for number in range(12):
         picture = rng.integers(90, 160, (80, 100, 3), np.uint8)
@@ -47,7 +47,22 @@ def own_pictures(folder: Path) -> Path:
         lines.append(json.dumps({**record, "objects": [thing] if there else []}))
     path = folder / "my.jsonl"
     path.write_text("\n".join(lines) + "\n")
-    return path
+    return path, folder
+
+
+def real_pictures(folder: Path) -> tuple[Path, Path]:
+    """gRefCOCO's sentences of the real sample as anyone's own JSONL, of each third picture for validation; and the pictures."""
+    root = oracle.data("refcoco_real")
+    images = root / "images" / "mscoco" / "train2014"
+    source = ["--annotations", root / "annotations" / "grefs" / "instance.json", "--images", images]
+    module("data_pipelines.check", "grefcoco", *source, "--fix", folder / "cleaned.jsonl", status=1)  # its splits overlap
+    records = [json.loads(line) for line in (folder / "cleaned.jsonl").read_text().splitlines()]
+    pictures = sorted({record["image"] for record in records})
+    for record in records:
+        record["split"] = "train" if pictures.index(record["image"]) % 3 else "val"
+    path = folder / "my.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path, images
 
 
 def overrides(config: Config, data: Path, tokenizer: Path) -> Sequence[str]:
@@ -65,13 +80,15 @@ def overrides(config: Config, data: Path, tokenizer: Path) -> Sequence[str]:
 
 
 @pytest.mark.parametrize("start", ["beit3", "instancevg"])
-def test_the_walk_through(tmp_path, start):
+@pytest.mark.parametrize("pictures", [drawn_pictures, pytest.param(real_pictures, marks=pytest.mark.slow)])
+def test_the_walk_through(tmp_path, start, pictures):
     tokenizer = oracle.path("fixtures/tiny_beit3.spm")
-    annotations = own_pictures(tmp_path)
-    source = ["custom", "--annotations", annotations, "--images", tmp_path]
+    annotations, images = pictures(tmp_path)
+    source = ["custom", "--annotations", annotations, "--images", images]
     module("data_pipelines.check", *source, "--tokenizer", tokenizer)
     module("data_pipelines.prepare", *source, "--data-dir", tmp_path / "prepared")
 
+    records = [json.loads(line) for line in annotations.read_text().splitlines()]
     config = Config(model=configs.tiny())
     (tmp_path / "tiny.json").write_text(configs.to_json(config))
     state = oracle.state("tiny")
@@ -112,7 +129,10 @@ def test_the_walk_through(tmp_path, start):
     assert 0 < moved < 1e-3  # it started from the weights, and learned
 
     evaluate.main([*arguments, f"--checkpoint={run / 'best'}", f"--output={run / 'report'}"])
-    assert json.loads((run / "report" / "metrics.json").read_text())["splits"]["val"]["records"] == 4
-    asked = ["--image", tmp_path / "1.png", "--expression", "the red thing", "--output", tmp_path / "answer.png"]
+    assert json.loads((run / "report" / "metrics.json").read_text())["splits"]["val"]["records"] == sum(
+        len(record["expressions"]) for record in records if record["split"] == "val"
+    )
+    picture, expression = images / records[0]["image"], records[0]["expressions"][0]
+    asked = ["--image", picture, "--expression", expression, "--output", tmp_path / "answer.png"]
     module("instancevg_jax.predict", "--checkpoint", run / "best", *asked)
     assert (tmp_path / "answer.png").stat().st_size > 1000
