@@ -55,8 +55,9 @@ def real_pictures(folder: Path) -> tuple[Path, Path]:
     root = oracle.data("refcoco_real")
     images = root / "images" / "mscoco" / "train2014"
     source = ["--annotations", root / "annotations" / "grefs" / "instance.json", "--images", images]
-    module("data_pipelines.check", "grefcoco", *source, "--fix", folder / "cleaned.jsonl", status=1)  # its splits overlap
-    records = [json.loads(line) for line in (folder / "cleaned.jsonl").read_text().splitlines()]
+    cleaned = folder / "cleaned.jsonl"
+    module("data_pipelines.check", "grefcoco", *source, "--fix", cleaned, status=1)  # pictures are in several splits
+    records = [json.loads(line) for line in cleaned.read_text().splitlines()]
     pictures = sorted({record["image"] for record in records})
     for record in records:
         record["split"] = "train" if pictures.index(record["image"]) % 3 else "val"
