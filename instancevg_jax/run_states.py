@@ -38,7 +38,6 @@ class RunStates:
         )
         handlers = {"state": ocp.StandardCheckpointHandler(), "about": ocp.JsonCheckpointHandler()}
         self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
-        self._fingerprint = jax.jit(fingerprint)
 
     def __enter__(self) -> "RunStates":
         return self
@@ -56,7 +55,7 @@ class RunStates:
 
     def save(self, step: int, state: TrainState, data: Mapping[str, Any]) -> None:
         """Start writing; `data` is JSON. The state may be donated once this returns. Raises InputError on a full disk."""
-        about = {"data": data, "fingerprint": int(self._fingerprint(state))}
+        about = {"data": data, "fingerprint": fingerprint(state)}
         arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about))
         try:
             self._manager.save(step, args=arguments)
@@ -105,7 +104,7 @@ class RunStates:
         self._check_fit(step, abstract)
         arguments = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), about=ocp.args.JsonRestore())
         restored = self._manager.restore(step, args=arguments)
-        if int(self._fingerprint(restored["state"])) != restored["about"]["fingerprint"]:
+        if fingerprint(restored["state"]) != restored["about"]["fingerprint"]:
             raise ValueError("its values are not those that were saved")
         return restored["state"], restored["about"]
 
@@ -139,20 +138,23 @@ class RunStates:
         return InputError(f"{self._folder}: the state of step {step} was not saved ({first_line(error)})")
 
 
-def fingerprint(tree: Any) -> UInt32[Array, ""]:
+def fingerprint(tree: Any) -> int:
     """A number that changes with any single bit of any leaf, and not with how the leaves lie on devices.
 
     A sum modulo 2**32 of all words, each times an odd number made of its place.
     """
-    total = jnp.uint32(0)
-    for number, leaf in enumerate(jax.tree.leaves(tree)):
-        words = _words(leaf)
-        place = jnp.uint32(0)
-        for axis in range(words.ndim):
-            count = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
-            place = place * jnp.uint32(2_654_435_761) + count
-        total += jnp.sum(words * (2 * place + 1), dtype=jnp.uint32) * jnp.uint32(2 * number + 1)
-    return total
+    sums = jax.device_get([_leaf_sum(leaf) for leaf in jax.tree.leaves(tree)])
+    return sum((2 * number + 1) * int(part) for number, part in enumerate(sums)) % 2**32
+
+
+@jax.jit  # by itself: there are few shapes, but a program of thousands of leaves takes many minutes to compile
+def _leaf_sum(leaf: Array) -> UInt32[Array, ""]:
+    words = _words(leaf)
+    place = jnp.uint32(0)
+    for axis in range(words.ndim):
+        count = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
+        place = place * jnp.uint32(2_654_435_761) + count
+    return jnp.sum(words * (2 * place + 1), dtype=jnp.uint32)
 
 
 def _words(leaf: Array) -> UInt32[Array, "..."]:
