@@ -143,4 +143,5 @@ class Progress:
             return f"{step}/{self._num_steps}", float("nan")
         left = duration(seconds / done * (self._num_steps - step))
         rate = done * self._batch_size / seconds
-        return f"{step}/{self._num_steps}, {rate:.0f} examples/s, {left} left", rate
+        told = f"{rate:.0f}" if rate >= 10 else f"{rate:.2g}"
+        return f"{step}/{self._num_steps}, {told} examples/s, {left} left", rate
