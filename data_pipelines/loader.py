@@ -14,6 +14,7 @@ from instancevg_jax.types import Batch
 
 # one item -> one example, a dataclass with an `example_weight`: a Batch without the batch dimension, or what `stack` takes
 Transform = Callable[[Any, np.random.Generator], Any]
+_WITHOUT_END = 2**62  # items; what Grain takes for infinite overflows in batches of one
 _BATCHES_AHEAD = 2
 
 
@@ -76,7 +77,7 @@ def batches(
     items = grain.MapDataset.source(_Weighted(source, 1.0, len(source))).seed(seed)
     if shuffle:
         items = items.shuffle()
-    items = items.repeat(num_epochs)
+    items = items.repeat(num_epochs or _WITHOUT_END // len(source))
     missing = 0 if num_epochs is None else -len(source) * num_epochs % (batch_size * shard_count)
     if missing:
         filling = grain.MapDataset.source(_Weighted(source, 0.0, missing))

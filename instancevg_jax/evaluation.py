@@ -20,7 +20,7 @@ from instancevg_jax.errors import InputError
 from instancevg_jax.metrics import COLUMNS, Metrics, Row, Truth, answers, resized, truths
 from instancevg_jax.models.instancevg import InstanceVG
 from instancevg_jax.postprocess import postprocess, thresholds_passed, to_original_size
-from instancevg_jax.run_log import duration
+from instancevg_jax.run_log import duration, two_digits
 from instancevg_jax.threshold_sweep import Sweep, thresholds_around
 from instancevg_jax.tokenizer import Tokenizer
 from instancevg_jax.types import Batch, Predictions
@@ -103,7 +103,7 @@ class Evaluator:
                 done = (number + 1) * config.eval.batch_size
                 left = (told - start) / done * max(len(source) - done, 0)
                 rate = done / (told - start)
-                sharding.say(f"{split}: {done}/{len(source)}, {rate:.0f} records/s, {duration(left)} left")
+                sharding.say(f"{split}: {done}/{len(source)}, {two_digits(rate)} records/s, {duration(left)} left")
         return measures.result(split, time.monotonic() - start)
 
     def _compiled_for(self, state: nnx.State, batch: Batch) -> Any:

@@ -39,6 +39,11 @@ def duration(seconds: float) -> str:
     return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
 
 
+def two_digits(rate: float) -> str:
+    """For people: "131", "0.24"."""
+    return f"{rate:.0f}" if rate >= 10 else f"{rate:.2g}"
+
+
 def memory_gb() -> float:
     """The most memory used so far, 10^9 bytes: of the first device, or of this process where devices do not tell (CPU)."""
     stats = jax.local_devices()[0].memory_stats() or {}
@@ -143,5 +148,4 @@ class Progress:
             return f"{step}/{self._num_steps}", float("nan")
         left = duration(seconds / done * (self._num_steps - step))
         rate = done * self._batch_size / seconds
-        told = f"{rate:.0f}" if rate >= 10 else f"{rate:.2g}"
-        return f"{step}/{self._num_steps}, {told} examples/s, {left} left", rate
+        return f"{step}/{self._num_steps}, {two_digits(rate)} examples/s, {left} left", rate

@@ -50,6 +50,13 @@ def test_every_item_once_an_epoch_in_a_new_order():
     assert len({tuple(epoch) for epoch in epochs} | {tuple(range(10))}) == 4
 
 
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_without_end_the_epochs_are_the_same(batch_size):
+    """Batches of one too, as a process may have of a small global batch."""
+    stream = load(batch_size=batch_size, num_epochs=None)
+    assert items(next(stream) for _ in range(30 // batch_size)) == items(load(num_epochs=3))
+
+
 def test_examples_carry_the_number_of_their_item():
     for batch in load():
         np.testing.assert_array_equal(batch.item, batch.images)
