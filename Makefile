@@ -27,8 +27,10 @@ demo: setup
 		--expression "$$(cat $(DEMO)/sentence.txt)" --output $(DEMO)/answer.png
 	@echo "report: $(DEMO)/report/report.html   prediction: $(DEMO)/answer.png"
 
+# The parity tests by themselves, compiled as users' programs are: see tests/quickly.py.
 test: setup
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto tests/parity
+	$(BIN)/python -m pytest -n auto --ignore=tests/parity
 
 # Twenty kills at random moments: ten minutes.
 test-kills: setup

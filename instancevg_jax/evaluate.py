@@ -25,11 +25,12 @@ from instancevg_jax.threshold_sweep import SWEPT, best_thresholds
 def print_table(evaluations: Sequence[Evaluation], config: Config) -> None:
     """One row a split, under the config's rule; above it, what was measured how."""
     print(conditions(config))
-    names = list(evaluations[0].metrics)
-    width = max(len(evaluation.split) for evaluation in evaluations) + 2
-    print("".ljust(width) + "".join(name.rjust(11) for name in names))
+    widths = {name: max(8, len(name)) + 2 for name in evaluations[0].metrics}
+    first = max(len(evaluation.split) for evaluation in evaluations)
+    print("".ljust(first) + "".join(name.rjust(width) for name, width in widths.items()))
     for evaluation in evaluations:
-        print(evaluation.split.ljust(width) + "".join(f"{evaluation.metrics[name]:11.2f}" for name in names))
+        values = (f"{evaluation.metrics[name]:{width}.2f}" for name, width in widths.items())
+        print(evaluation.split.ljust(first) + "".join(values))
 
 
 def print_sweep(evaluation: Evaluation, config: Config) -> None:

@@ -11,10 +11,9 @@ from instancevg_jax.config import Config, ModelConfig, OptimConfig, TrainConfig
 from instancevg_jax.models.instancevg import InstanceVG
 from instancevg_jax.optim import make_optimizer
 from instancevg_jax.types import Batch, Targets
+from tests import quickly
 
 SIZE, TOKENS, SLOTS = 32, 8, 4
-# half the time to compile; the code is slower, which a few small steps do not notice
-QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def config(train: TrainConfig | None = None, optim: OptimConfig | None = None, **model: Any) -> Config:
@@ -86,7 +85,7 @@ def start(config: Config, mesh: jax.sharding.Mesh) -> tuple[train_state.TrainSta
 def steps(config: Config, mesh: jax.sharding.Mesh, batches: list[Batch]) -> tuple[train_state.TrainState, list[dict]]:
     """The state after a step on each batch, and each step's metrics as floats."""
     state, step = start(config, mesh)
-    step = step.lower(state, sharding.shard_batch(batches[0], mesh)).compile(QUICKLY)
+    step = step.lower(state, sharding.shard_batch(batches[0], mesh)).compile(quickly.OPTIONS)
     told = []
     for one in batches:
         state, metrics = step(state, sharding.shard_batch(one, mesh))

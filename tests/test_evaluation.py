@@ -25,7 +25,7 @@ from instancevg_jax.evaluation import RULES, Evaluation, Evaluator, conditions
 from instancevg_jax.threshold_sweep import SWEPT, best_thresholds
 from instancevg_jax.tokenizer import Tokenizer
 from instancevg_jax.types import Outputs
-from tests import oracle
+from tests import oracle, quickly
 from tests.data_pipelines.make import HEIGHT, NULL, WIDTH, annotation, generalized, picture
 
 SIDE = 32  # pixels of the network's picture; those of `make` have 60 x 40
@@ -241,7 +241,9 @@ def test_eight_devices_count_every_record_once(processes):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    flags = f"--xla_force_host_platform_device_count={8 // processes} --xla_cpu_multi_thread_eigen=false"
+    flags = (
+        f"--xla_force_host_platform_device_count={8 // processes} --xla_cpu_multi_thread_eigen=false {quickly.FLAGS}"
+    )
     started = [
         subprocess.Popen(
             [sys.executable, "-c", ON_DEVICES, address, str(processes), str(process)],

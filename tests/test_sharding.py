@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec
 
 from instancevg_jax import sharding
 from instancevg_jax.errors import InputError
-from tests import oracle, small
+from tests import oracle, quickly
 
 ROOT = Path(__file__).parent.parent
 RUN = [
@@ -51,8 +51,7 @@ def environment(devices: int) -> dict[str, str]:
     wait for each other until they give up.
     """
     cache = str(oracle.HERE.parent / ".pytest_cache" / "xla")
-    quickly = " ".join(f"--{name}={str(value).lower()}" for name, value in small.QUICKLY.items())
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_cpu_multi_thread_eigen=false {quickly}"
+    flags = f"--xla_force_host_platform_device_count={devices} --xla_cpu_multi_thread_eigen=false {quickly.FLAGS}"
     return {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": cache}
 
 
