@@ -29,7 +29,7 @@ demo: setup
 
 # The parity tests by themselves, compiled as users' programs are: see tests/quickly.py.
 test: setup
-	$(BIN)/python -m pytest -n auto tests/parity
+	$(BIN)/python -m pytest -n auto --dist loadgroup tests/parity
 	$(BIN)/python -m pytest -n auto --ignore=tests/parity
 
 # Twenty kills at random moments: ten minutes.

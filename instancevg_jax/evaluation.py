@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,11 +68,14 @@ class Evaluator:
         self._predict = _prediction_fn(nnx.graphdef(model), config, self._mesh, self._thresholds, coco)
         self._compiled: Any = None  # the same, compiled
 
-    def __call__(self, model: InstanceVG, split: str, *, verbose: bool = False) -> Evaluation:
+    def __call__(
+        self, model: InstanceVG, split: str, *, verbose: bool = False, after_batch: Callable[[], None] = lambda: None
+    ) -> Evaluation:
         """Measure `model` on every record of `split`, each once, on however many devices and processes there are.
 
-        With `verbose`, print how far it is, now and then. Raises InputError for a split that does not exist or has no end,
-        and for a training split of real data, of whose sentences one is drawn, where the picture's own pixels are asked for.
+        With `verbose`, print how far it is, now and then. `after_batch` is called after each batch and may raise. Raises
+        InputError for a split that does not exist or has no end, and for a training split of real data, of whose sentences
+        one is drawn, where the picture's own pixels are asked for.
         """
         config = self._config
         source = open_measured(config, split, self._tokenizer, self._coco)
@@ -98,6 +101,7 @@ class Evaluator:
             answered = _local(self._compiled_for(state, placed)(state, placed))
             records = (number * batch_size + np.arange(batch_size)) * shards + shard
             measures.update(answered, batch, records)
+            after_batch()
             if verbose and time.monotonic() - told > 10:
                 told = time.monotonic()
                 done = (number + 1) * config.eval.batch_size

@@ -11,14 +11,13 @@ state and end with status 0. What it leaves behind:
     bad_steps.jsonl             steps that were skipped, with what was in their batches
 """
 
-import contextlib
 import dataclasses
 import json
 import math
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -88,12 +87,11 @@ def train(
             write_atomically(workdir / "config.json", configs.to_json(config).encode())
         log.start(start, command)
         sharding.say(_greeting(config, params, mesh, num_steps))
-        evaluate = _Publisher(graph, config, mesh, tokenizer, workdir, log, command)
+        evaluate = _Publisher(graph, config, mesh, tokenizer, workdir, log, command, termination.check)
         report = _Report(config, tokenizer, workdir, log, Progress(num_steps, settings.batch_size))
         try:
             if 0 < start < num_steps and _every(settings.eval_every, start) and not log.has(start):
-                with termination.at_once():
-                    evaluate(state, start)  # a signal ended it before
+                evaluate(state, start)  # a signal ended it before
             for step in range(start + 1, num_steps + 1):
                 trace.before(step - start)
                 before = time.monotonic()
@@ -117,10 +115,8 @@ def train(
                 if stopping and step < num_steps:
                     raise Terminated(step)
                 if evaluating:
-                    with termination.at_once():
-                        evaluate(state, step)
-            with termination.at_once():
-                return evaluate(state, max(start, num_steps))
+                    evaluate(state, step)
+            return evaluate(state, max(start, num_steps))
         except Terminated as stopped:
             states.wait()
             after = stopped.step or int(state.step)
@@ -128,25 +124,22 @@ def train(
     return None
 
 
-class Terminated(BaseException):
-    """A signal asks this run to end. What has been done is saved, or is being saved; `step`: up to which step.
-
-    No Exception, as KeyboardInterrupt is none: it may be raised anywhere, and libraries go on after an Exception in places (JAX
-    does where its cache of compiled programs fails).
-    """
+class Terminated(Exception):
+    """A signal asks this run to end. What has been done is saved, or is being saved; `step`: up to which step."""
 
     def __init__(self, step: int = 0) -> None:
         self.step = step
 
 
 class Termination:
-    """Within this context SIGTERM does not end the process but sets `requested`, and within `at_once` raises Terminated.
+    """Within this context SIGTERM does not end the process but sets `requested`, which the work looks at where it may stop.
 
+    The handler raises nothing: it may run within a library that goes on after an exception, and the signal would be lost.
     Of several processes, which must all stop after the same step, JAX's own handler takes it: `RunStates.reached_preemption`.
     """
 
     def __init__(self) -> None:
-        self.requested, self._at_once = False, False
+        self.requested = False
 
     def __enter__(self) -> "Termination":
         if jax.process_count() == 1:
@@ -157,21 +150,13 @@ class Termination:
         if jax.process_count() == 1:
             signal.signal(signal.SIGTERM, self._before)
 
-    @contextlib.contextmanager
-    def at_once(self) -> Iterator[None]:
-        """Within this, nothing is lost when the work is broken off: raises Terminated at a signal."""
-        self._at_once = True
-        try:
-            if self.requested:
-                raise Terminated
-            yield
-        finally:
-            self._at_once = False
+    def check(self) -> None:
+        """Raise Terminated if a signal has come: where nothing is lost when the work is broken off."""
+        if self.requested:
+            raise Terminated
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
-        if self._at_once:
-            raise Terminated
 
 
 class _Report:
@@ -278,7 +263,10 @@ class _Publisher:
         workdir: Path,
         log: RunLog,
         command: Sequence[str],
+        check: Callable[[], None],
     ) -> None:
+        """`check` is called now and then, and may raise to break an evaluation off."""
+        self._check = check
         self._graph, self._config, self._mesh, self._tokenizer = graph, config, mesh, tokenizer
         self._workdir, self._log, self._command = workdir, log, " ".join(command)
         self._compiled: tuple[Evaluator, Predictor] | None = None
@@ -296,7 +284,7 @@ class _Publisher:
         evaluate, predictor = self._compiled
         results = {}
         for split in names:
-            results[split] = evaluate(model, split).metrics
+            results[split] = evaluate(model, split, after_batch=self._check).metrics
             self._log.scalars(step, split, results[split])
             sharding.say(f"step {step}, {split}: {summary(results[split])}")
         if names and sharding.is_first_process():

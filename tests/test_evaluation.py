@@ -262,6 +262,9 @@ def test_eight_devices_count_every_record_once(processes):
     for output in outputs:
         got = json.loads(output.splitlines()[-1])
         for name in ("by_rule", "rows", "sweep"):
-            np.testing.assert_allclose(np.array(got[name], float), np.array(expected[name], float), rtol=1e-6)
+            ours, theirs = (np.array(found[name], float) for found in (got, expected))
+            np.testing.assert_allclose(
+                ours, theirs, rtol=1e-6, atol=1e-6
+            )  # an overlap of 0.001 is exact to 1e-8 at best
         assert [entry[0] for entry in got["coco"]] == [entry[0] for entry in expected["coco"]]
         assert [entry[-1] for entry in got["coco"]] == [entry[-1] for entry in expected["coco"]]
