@@ -112,8 +112,8 @@ def detection_terms(
     weight = jnp.where(matched, 1.0, config.no_object_weight)
     class_loss = _divide((weight * nll).sum((1, 2)), counts.matched + config.no_object_weight * counts.unmatched)
 
-    batch = jnp.arange(target_index.shape[1])[:, None]
-    wanted = jnp.where(matched[..., None], targets.boxes[batch, target_index], 0)  # [K, B, Q, 4]
+    chosen = jax.vmap(_rows, in_axes=(0, 1), out_axes=1)(targets.boxes, target_index)
+    wanted = jnp.where(matched[..., None], chosen, 0)  # [K, B, Q, 4]
     l1 = jnp.abs(outputs.boxes - wanted).sum(-1)
     giou = box_ops.paired_giou(box_ops.cxcywh_to_xyxy(outputs.boxes), box_ops.cxcywh_to_xyxy(wanted), box_ops.LOSS_EPS)
     box_loss = _divide(jnp.where(matched, l1, 0).sum((1, 2)), counts.boxes)
@@ -144,8 +144,7 @@ def mask_terms(
     map (values of 0 to about 0.2) that is treated as logits, as the original does; its target is the merged mask at
     the map's size.
     """
-    batch = jnp.arange(matched.shape[0])[:, None]
-    wanted = targets.masks[batch, target_index] & matched[..., None, None]
+    wanted = jax.vmap(_rows)(targets.masks, target_index) & matched[..., None, None]
     dice, bce = dice_loss(outputs.mask_logits, wanted), bce_loss(outputs.mask_logits, wanted)  # [B, Q]
     coarse = resize_nearest(targets.mask, outputs.point_map.shape[1:])
     return {
@@ -191,6 +190,11 @@ def resize_nearest(mask: Bool[Array, "B H W"], size: tuple[int, int]) -> Bool[Ar
         for old, new in zip(mask.shape[1:], size, strict=True)
     )
     return mask[:, rows[:, None], columns[None, :]]
+
+
+def _rows(array: Array, index: Int[Array, "*n"]) -> Array:
+    """Of one example; by vmap, unlike by an index of the batch, XLA knows that no device needs another's examples."""
+    return array[index]
 
 
 def _detection_weights(num_layers: int, config: LossConfig) -> dict[str, float]:

@@ -54,7 +54,8 @@ def select_points(point_map: Float[Array, "B h w"], num_points: int, distance_we
         bonus = jnp.where(jnp.isinf(nearest), 0, distance_weight * nearest / diagonal)
         index = jnp.argmax(jnp.where(free, scores + bonus, -jnp.inf), axis=-1)
         nearest = jnp.minimum(nearest, jnp.asarray(pairwise)[index])
-        return (nearest, free.at[jnp.arange(batch), index].set(False)), index
+        # no scatter: for one over a batch that is split over devices, XLA moves the indices of all to each
+        return (nearest, free & (jnp.arange(height * width) != index[:, None])), index
 
     start = jnp.full(scores.shape, jnp.inf), jnp.ones(scores.shape, bool)
     _, chosen = jax.lax.scan(choose, start, length=num_points)
