@@ -82,10 +82,21 @@ def start(config: Config, mesh: jax.sharding.Mesh) -> tuple[train_state.TrainSta
     return state, train_state.make_train_step(graph, config, optimizer, mesh, state)
 
 
+def compiled(config: Config, mesh: jax.sharding.Mesh, batch: Batch) -> tuple[train_state.TrainState, Any]:
+    """The state before the first step and the step, compiled."""
+    state, step = start(config, mesh)
+    return state, step.lower(state, sharding.shard_batch(batch, mesh)).compile(quickly.OPTIONS)
+
+
 def steps(config: Config, mesh: jax.sharding.Mesh, batches: list[Batch]) -> tuple[train_state.TrainState, list[dict]]:
     """The state after a step on each batch, and each step's metrics as floats."""
-    state, step = start(config, mesh)
-    step = step.lower(state, sharding.shard_batch(batches[0], mesh)).compile(quickly.OPTIONS)
+    return walk(*compiled(config, mesh, batches[0]), mesh, batches)
+
+
+def walk(
+    state: train_state.TrainState, step: Any, mesh: jax.sharding.Mesh, batches: list[Batch]
+) -> tuple[train_state.TrainState, list[dict]]:
+    """The same from a state, by a compiled step."""
     told = []
     for one in batches:
         state, metrics = step(state, sharding.shard_batch(one, mesh))
