@@ -25,7 +25,7 @@ from instancevg_jax.evaluation import RULES, Evaluation, Evaluator, conditions
 from instancevg_jax.threshold_sweep import SWEPT, best_thresholds
 from instancevg_jax.tokenizer import Tokenizer
 from instancevg_jax.types import Outputs
-from tests import oracle, quickly
+from tests import oracle
 from tests.data_pipelines.make import HEIGHT, NULL, WIDTH, annotation, generalized, picture
 
 SIDE = 32  # pixels of the network's picture; those of `make` have 60 x 40
@@ -226,27 +226,24 @@ def measured_on_shapes() -> dict:
 ON_DEVICES = """
 import json, sys
 import jax
-address, processes, process = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+address, devices, processes, process = sys.argv[1], *map(int, sys.argv[2:])
 if processes > 1:
     jax.distributed.initialize(address, processes, process)
-assert jax.device_count() == 8 and jax.process_count() == processes
+assert jax.device_count() == devices and jax.process_count() == processes
 from tests.test_evaluation import measured_on_shapes
 print(json.dumps(measured_on_shapes()))
 """
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_eight_devices_count_every_record_once(processes):
-    """The last batch holds 5 records and 3 that fill it up."""
+def on_devices(devices: int, processes: int) -> list[dict]:
+    """What each process says of `measured_on_shapes`, compiled as users' programs are: rounding is compared."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    flags = (
-        f"--xla_force_host_platform_device_count={8 // processes} --xla_cpu_multi_thread_eigen=false {quickly.FLAGS}"
-    )
+    flags = f"--xla_force_host_platform_device_count={devices // processes} --xla_cpu_multi_thread_eigen=false"
     started = [
         subprocess.Popen(
-            [sys.executable, "-c", ON_DEVICES, address, str(processes), str(process)],
+            [sys.executable, "-c", ON_DEVICES, address, *map(str, (devices, processes, process))],
             env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
             cwd=Path(__file__).parent.parent,
             stdout=subprocess.PIPE,
@@ -256,15 +253,17 @@ def test_eight_devices_count_every_record_once(processes):
     ]
     outputs = [process.communicate()[0] for process in started]
     assert [process.returncode for process in started] == [0] * processes
-    expected = measured_on_shapes()
+    return [json.loads(output.splitlines()[-1]) for output in outputs]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_eight_devices_count_every_record_once(processes):
+    """The last batch holds 5 records and 3 that fill it up."""
+    (expected,) = on_devices(1, 1)
     assert len(expected["rows"]) == 13
     assert 0 < len(expected["coco"]) < 39
-    for output in outputs:
-        got = json.loads(output.splitlines()[-1])
+    for got in on_devices(8, processes):
         for name in ("by_rule", "rows", "sweep"):
-            ours, theirs = (np.array(found[name], float) for found in (got, expected))
-            np.testing.assert_allclose(
-                ours, theirs, rtol=1e-6, atol=1e-6
-            )  # an overlap of 0.001 is exact to 1e-8 at best
+            np.testing.assert_allclose(np.array(got[name], float), np.array(expected[name], float), rtol=1e-6)
         assert [entry[0] for entry in got["coco"]] == [entry[0] for entry in expected["coco"]]
         assert [entry[-1] for entry in got["coco"]] == [entry[-1] for entry in expected["coco"]]
