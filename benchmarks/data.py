@@ -141,7 +141,7 @@ def main() -> None:
             ways["original's steps, torch"] = lambda: original(training, args.images, tokenizer, args.cores)
         else:
             print("torch is not installed: the original's steps are left out")
-        first_epoch = "the same, first epoch"
+        first_epoch = "this project, first epoch"
         rates: dict[str, list[float]] = {way: [] for way in (*ways, first_epoch)}
         for _ in range(args.rounds):
             for way, make in ways.items():

@@ -40,7 +40,7 @@ def duration(seconds: float) -> str:
 
 
 def two_digits(rate: float) -> str:
-    """For people: "131", "0.24"."""
+    """For people, two digits at least: "131", "0.24"."""
     return f"{rate:.0f}" if rate >= 10 else f"{rate:.2g}"
 
 

@@ -4,11 +4,15 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from configs import refcoco
 from instancevg_jax import evaluate
 from instancevg_jax.errors import InputError
+from instancevg_jax.evaluation import metric_names
 from instancevg_jax.predictor import DEMO_CHECKPOINT
 from instancevg_jax.threshold_sweep import SWEPT
 
@@ -47,6 +51,15 @@ def test_everything_at_once(tmp_path: Path):
     report = (tmp_path / "report.html").read_text()
     for part in (f"{label.replace(chr(39), '&#x27;')}", "over score thresholds", 'class="mark"', "language only"):
         assert part in report
+
+
+def test_columns_of_long_names_stay_apart(capsys):
+    config = refcoco.get_config()
+    measured: Any = SimpleNamespace(split="val_refcoco_unc", metrics=dict.fromkeys(metric_names(config), 100.0))
+    evaluate.print_table([measured], config)
+    names, values = (line.split() for line in capsys.readouterr().out.splitlines()[1:])
+    assert names == metric_names(config)
+    assert values == ["val_refcoco_unc", *["100.00"] * len(names)]
 
 
 @pytest.mark.parametrize(
