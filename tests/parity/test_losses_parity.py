@@ -31,8 +31,6 @@ CASES = {
         LossConfig(negative_masks=0.0),
     ),
 }
-# of one group, which one process runs: they share a compiled step
-NAMES = [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in CASES]
 TERMS = {
     "class": ("term_detr_loss_class", 1),
     "boxes": ("term_detr_loss_bbox", 5),
@@ -87,7 +85,7 @@ def original_names(tree):
     return to_source(flat, TABLE, {}, copies=3)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CASES)
 def test_every_term(name):
     data = oracle.fixture(name)
     total, terms, *_ = step(name)
@@ -98,7 +96,7 @@ def test_every_term(name):
         np.testing.assert_allclose(weight * terms[ours], data[theirs].squeeze(), rtol=1e-5, err_msg=ours)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CASES)
 def test_matched_indices(name):
     data, matches = oracle.fixture(name), step(name)[2]
     for k, layer in enumerate(("layer0", "layer1", "layerlast")):
@@ -108,7 +106,7 @@ def test_matched_indices(name):
             np.testing.assert_array_equal(matches.query_index[k, i, target], query)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CASES)
 def test_gradient_norms(name):
     data, gradients = oracle.fixture(name), step(name)[3]
     norms = dict(zip(map(str, data["grad_names"]), data["grad_norms"], strict=True))
@@ -121,7 +119,7 @@ def test_gradient_norms(name):
         np.testing.assert_allclose(got, norm, rtol=1e-4, atol=1e-6, err_msg=key)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CASES)
 def test_full_gradients(name):
     """In float64: `tiny` has a ReLU input of 1e-6, below float32's rounding at that depth, and which side it falls to
     (3e-4 of a gradient's norm) differs from one CPU to the next."""
@@ -134,7 +132,7 @@ def test_full_gradients(name):
         assert error <= 1e-5, f"{key}: off by {error:.1e} of its norm"
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CASES)
 def test_batch_norm_statistics(name):
     data, stats = oracle.fixture(name), step(name)[4]
     given = {key.removeprefix("bn::"): value for key, value in data.items() if key.startswith("bn::")}
