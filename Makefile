@@ -8,7 +8,7 @@ DEMO := runs/demo
 # glibc on Linux: large pages, and freed memory kept. Training on a CPU spends a third of its time in the kernel otherwise.
 export GLIBC_TUNABLES := glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=8000000000:glibc.malloc.trim_threshold=8000000000:glibc.malloc.top_pad=268435456
 
-.PHONY: setup demo test test-kills test-training test-slow check bench lock clean
+.PHONY: setup demo test test-training test-slow check bench lock clean
 
 setup: $(READY)
 
@@ -27,18 +27,14 @@ demo: setup
 		--expression "$$(cat $(DEMO)/sentence.txt)" --output $(DEMO)/answer.png
 	@echo "report: $(DEMO)/report/report.html   prediction: $(DEMO)/answer.png"
 
-# The parity tests by themselves, compiled as users' programs are: see tests/quickly.py.
+# The parity tests by themselves, compiled as users' programs are (see tests/quickly.py); those of a file share compiled programs.
 test: setup
-	$(BIN)/python -m pytest -n auto --dist loadgroup tests/parity
+	$(BIN)/python -m pytest -n auto --dist loadfile tests/parity
 	$(BIN)/python -m pytest -n auto --ignore=tests/parity
 
-# Twenty kills at random moments: ten minutes.
-test-kills: setup
-	$(BIN)/python -m pytest -m slow tests/test_never_lose_work.py
-
-# Meshes of several devices and processes, and a signal to one of them: a quarter of an hour.
-test-training: test-kills
-	$(BIN)/python -m pytest -m slow tests/test_sharding.py
+# Twenty kills at random moments; meshes of several devices and processes, and a signal to one of them.
+test-training: setup
+	$(BIN)/python -m pytest -n auto -m slow tests/test_never_lose_work.py tests/test_sharding.py tests/test_train_state.py
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow

@@ -48,10 +48,12 @@ def environment(devices: int) -> dict[str, str]:
     """Of a process with so many virtual devices.
 
     Each works through its program on one thread: with more, XLA's CPU devices may start collectives in different orders, and
-    wait for each other until they give up.
+    wait for each other until they give up. That is after forty seconds, which a loaded machine may take without it.
     """
     cache = str(oracle.HERE.parent / ".pytest_cache" / "xla")
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_cpu_multi_thread_eigen=false {quickly.FLAGS}"
+    patience = "--xla_cpu_collective_call_terminate_timeout_seconds=300"
+    devices_each = f"--xla_force_host_platform_device_count={devices} --xla_cpu_multi_thread_eigen=false"
+    flags = f"{devices_each} {patience} {quickly.FLAGS}"
     return {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": cache}
 
 
