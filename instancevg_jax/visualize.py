@@ -3,6 +3,7 @@
 Numpy, OpenCV and PIL only. Small pictures are enlarged until text is legible on them.
 """
 
+from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cache
 
@@ -207,10 +208,11 @@ def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int, most: int = 4)
     """At most `most` lines; a word wider than a line is cut, and what does not fit ends in an ellipsis."""
     lines, rest = [], text
     while rest and len(lines) < most:
-        end = len(rest)
-        while end > 1 and font.getlength(rest[:end]) > width:
-            space = rest.rfind(" ", 0, end)
-            end = space if space > 0 else end - 1
+        ends = range(1, min(len(rest), width) + 1)
+        end = max(1, bisect_right(ends, width, key=lambda end: font.getlength(rest[:end])))
+        space = rest.rfind(" ", 0, end + 1)
+        if end < len(rest) and space > 0:
+            end = space
         lines.append(rest[:end])
         rest = rest[end:].lstrip()
     if rest:
