@@ -8,6 +8,11 @@ DEMO := runs/demo
 # glibc on Linux: large pages, and freed memory kept. Training on a CPU spends a third of its time in the kernel otherwise.
 export GLIBC_TUNABLES := glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=8000000000:glibc.malloc.trim_threshold=8000000000:glibc.malloc.top_pad=268435456
 
+# XLA on a CPU: operations side by side, and sums compiled with what is around them. On several virtual devices, which must meet in one order,
+# the first would not do.
+XLA_CPU := --xla_cpu_enable_concurrency_optimized_scheduler=true \
+	--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION
+
 .PHONY: setup demo test test-training test-slow check bench lock clean
 
 setup: $(READY)
@@ -19,6 +24,7 @@ $(READY): pyproject.toml $(wildcard requirements/*.txt)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
+demo: export XLA_FLAGS := $(XLA_CPU)
 demo: setup
 	$(BIN)/python -m instancevg_jax.train --config configs/shapes.py --workdir $(DEMO)
 	$(BIN)/python -m instancevg_jax.evaluate --config configs/shapes.py --checkpoint $(DEMO)/checkpoint --output $(DEMO)/report

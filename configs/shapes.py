@@ -48,23 +48,24 @@ def get_config(variant: str = "") -> Config:
         ),
         optim=OptimConfig(
             name="muon",
-            learning_rate=4e-3,
+            learning_rate=3e-3,
             backbone_scale=1.0,
             weight_decay=0.01,
             amsgrad=False,
             clip_norm=1.0,
             schedule="cosine",
-            warmup_steps=100,
+            warmup_steps=150,
         ),
         eval=EvalConfig(batch_size=64, score_threshold=0.5, no_target_rule="softmax"),
-        train=TrainConfig(batch_size=32, num_steps=800, log_every=50),
+        train=TrainConfig(batch_size=16, num_steps=1600, log_every=100),
     )
     if variant == "long":
         config.model.image_height, config.model.image_width, config.model.patch_size = 96, 96, 12
         config.model.max_tokens = 20
         config.data.shapes_level, config.data.shapes_curriculum = "full", 32_000
         config.data.shapes_turns = ("basic", "outlines", "full")
-        config.optim.learning_rate, config.optim.weight_decay, config.optim.warmup_steps = 3e-3, 0.1, 200
-        config.train.num_steps, config.train.eval_every, config.train.checkpoint_every = 3400, 1700, 500
+        config.optim.weight_decay, config.optim.warmup_steps = 0.1, 200
+        config.train.batch_size, config.train.num_steps = 32, 3400
+        config.train.log_every, config.train.eval_every, config.train.checkpoint_every = 50, 1700, 500
         config.train.checkpoint_dtype = "float16"
     return config
