@@ -8,6 +8,7 @@ there is a table of what the gradient's trace saves, with no compiler in it.
 
 import argparse
 import itertools
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -81,16 +82,26 @@ def kept(size: str, remat: str, dtype: str) -> float:
     return (saved(4) - saved(2)) / 2 / GIB  # what is saved of the parameters cancels out
 
 
-def plan(config: Config, mesh: jax.sharding.Mesh) -> tuple[float, float, float]:
-    """GiB a device of the state and of everything that lives only during a step, and the seconds it took to compile."""
+def abstract_step(config: Config, mesh: jax.sharding.Mesh) -> tuple[train_state.TrainState, train_state.Step]:
+    """Shapes of a run's state, split over the mesh, and its step."""
     model = nnx.eval_shape(lambda: InstanceVG(config.model, rngs=nnx.Rngs(0)))
     graph, params, stats = train_state.split_model(model)
     optimizer = make_optimizer(config.optim, params, steps_per_epoch=1, num_steps=1)
     state = train_state.abstract(params, stats, optimizer, config.train.ema_decay, mesh)
-    step = train_state.make_train_step(graph, config, optimizer, mesh, state)
+    return state, train_state.make_train_step(graph, config, optimizer, mesh, state)
+
+
+def state_on_device(state: train_state.TrainState) -> float:
+    """GiB of a state that each device holds."""
+    leaves = jax.tree.leaves(state)
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves) / GIB
+
+
+def temporary(step: train_state.Step, state: train_state.TrainState, batch: Batch) -> tuple[float, float]:
+    """GiB a device of everything that lives only during a step, and the seconds it took to compile."""
     start = time.monotonic()
-    memory = step.lower(state, abstract_batch(config, mesh)).compile(FAST).memory_analysis()
-    return memory.alias_size_in_bytes / GIB, memory.temp_size_in_bytes / GIB, time.monotonic() - start
+    memory = step.lower(state, batch).compile(FAST).memory_analysis()
+    return memory.temp_size_in_bytes / GIB, time.monotonic() - start
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -99,6 +110,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--sizes", default="base", help="base, large or both, by commas")
     parser.add_argument("--devices", default="1,8,64", help="numbers of devices, by commas")
     parser.add_argument("--batch-per-device", type=int, default=2)
+    parser.add_argument("--state-only", action="store_true", help="compile nothing, which takes minutes a row")
     given = parser.parse_args(argv)
     counts = [int(count) for count in given.devices.split(",")]
     sizes = given.sizes.split(",")
@@ -115,9 +127,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         for devices in counts:
             for data, fsdp in dict.fromkeys([(devices, 1), (1, devices)]):
                 mesh = sharding.make_mesh(data, fsdp, jax.devices()[:devices])
-                state, temporary, seconds = plan(settings(size, given.batch_per_device * devices), mesh)
-                row = (size, devices, f"{data} x {fsdp}", given.batch_per_device)
-                print(*row, f"{state:.2f}", f"{temporary:.2f}", f"{seconds:.0f}", sep=" | ", flush=True)
+                config = settings(size, given.batch_per_device * devices)
+                state, step = abstract_step(config, mesh)
+                row = (size, devices, f"{data} x {fsdp}", given.batch_per_device, f"{state_on_device(state):.2f}")
+                if given.state_only:
+                    print(*row, sep=" | ", flush=True)
+                    continue
+                during, seconds = temporary(step, state, abstract_batch(config, mesh))
+                print(*row, f"{during:.2f}", f"{seconds:.0f}", sep=" | ", flush=True)
 
 
 if __name__ == "__main__":
