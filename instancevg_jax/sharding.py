@@ -159,6 +159,12 @@ def on_all_processes(true: bool) -> bool:
     return true if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(true)).all())
 
 
+def sum_over_processes(number: int) -> int:
+    """The sum of all processes' numbers, modulo 2**32 each; all of them must ask."""
+    mine = np.array(number % 2**32, np.uint32)
+    return number if jax.process_count() == 1 else sum(map(int, np.ravel(multihost_utils.process_allgather(mine))))
+
+
 def wait_for_all(name: str) -> None:
     """Return when every process has come here, for the same `name`, however long the slowest takes.
 

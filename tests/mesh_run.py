@@ -1,7 +1,8 @@
 """A few steps of the small network on several meshes of one process: python -m tests.mesh_run 1x1 4x2 ...
 
-Prints JSON: for every mesh the losses and gradient norms, the share of the state's bytes on its first device, and the collectives
-within loops of the compiled step. Needs as many devices as the largest mesh (XLA_FLAGS=--xla_force_host_platform_device_count=8).
+Prints JSON: for every mesh the losses and gradient norms, the share of the state's bytes on its first device, whether its
+fingerprint is that of the same state on one device, and the collectives within loops of the compiled step. Needs as many devices
+as the largest mesh (XLA_FLAGS=--xla_force_host_platform_device_count=8).
 """
 
 import json
@@ -12,6 +13,7 @@ import jax
 
 from instancevg_jax import sharding
 from instancevg_jax.config import TrainConfig
+from instancevg_jax.run_states import fingerprint
 from tests import small
 
 COLLECTIVE = re.compile(r" (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(-start)?\(")
@@ -48,6 +50,7 @@ def main() -> None:
             "grad_norm": [step["grad_norm"] for step in metrics],
             "collectives_in_loops": within,
             "share": on_first / sum(leaf.nbytes for leaf in leaves),
+            "same_fingerprint": fingerprint(state) == fingerprint(jax.device_put(state, jax.devices()[0])),
         }
     print(json.dumps(result))
 

@@ -90,6 +90,7 @@ def test_losses_are_the_same_on_one_device_and_on_both_axes():
     np.testing.assert_allclose(result["2x2"]["grad_norm"], result["1x1"]["grad_norm"], rtol=1e-4)
     assert result["2x2"]["collectives_in_loops"] == []
     assert result["1x1"]["share"] == 1
+    assert result["2x2"]["same_fingerprint"]
     assert 0.5 <= result["2x2"]["share"] < 0.8  # half, but for leaves below SMALLEST_SPLIT
 
 
