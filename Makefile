@@ -8,8 +8,8 @@ DEMO := runs/demo
 # glibc on Linux: large pages, and freed memory kept. Training on a CPU spends a third of its time in the kernel otherwise.
 export GLIBC_TUNABLES := glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=8000000000:glibc.malloc.trim_threshold=8000000000:glibc.malloc.top_pad=268435456
 
-# XLA on a CPU: operations side by side, and sums compiled with what is around them. On several virtual devices, which must meet in one order,
-# the first would not do.
+# XLA on a CPU: operations side by side, and sums compiled with what is around them. Not for several virtual devices: these must meet in one
+# order, and it was not tried.
 XLA_CPU := --xla_cpu_enable_concurrency_optimized_scheduler=true \
 	--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION
 

@@ -26,7 +26,7 @@ def config(train: TrainConfig | None = None, optim: OptimConfig | None = None, *
         "max_tokens": TOKENS,
         "max_text_positions": 16,
         "width": 32,
-        "depth": 1,
+        "depth": 2,
         "num_heads": 2,
         "mlp_dim": 128,
         "drop_path": 0.0,

@@ -101,7 +101,7 @@ def _convolve(x: Array, kernel: Array) -> Array:
 
 @jax.custom_vjp
 def _conv3x3(x: Array, kernel: Array) -> Array:
-    """A convolution whose gradient by the kernel is one matrix product on CPU, where XLA's own takes twice as long."""
+    """A convolution whose gradient by the kernel is one matrix product on CPU, where XLA's own is slow."""
     return _convolve(x, kernel)
 
 
