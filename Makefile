@@ -13,7 +13,7 @@ export GLIBC_TUNABLES := glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=8000
 XLA_CPU := --xla_cpu_enable_concurrency_optimized_scheduler=true \
 	--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION
 
-.PHONY: setup demo test test-kills test-training test-slow check bench lock clean
+.PHONY: setup demo long test test-kills test-training test-slow check bench lock clean
 
 setup: $(READY)
 
@@ -32,6 +32,11 @@ demo: setup
 	$(BIN)/python -m instancevg_jax.predict --checkpoint $(DEMO)/checkpoint --image $(DEMO)/scene.png \
 		--expression "$$(cat $(DEMO)/sentence.txt)" --output $(DEMO)/answer.png
 	@echo "report: $(DEMO)/report/report.html   prediction: $(DEMO)/answer.png"
+
+# What made the checkpoint that comes with the package: an hour.
+long: export XLA_FLAGS := $(XLA_CPU)
+long: setup
+	$(BIN)/python -m instancevg_jax.train --config configs/shapes.py:long --workdir runs/long
 
 # The parity tests by themselves, compiled as users' programs are (see tests/quickly.py); those of a file share compiled programs.
 test: setup
