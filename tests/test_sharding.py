@@ -23,6 +23,7 @@ RUN = [
     "--config=configs/shapes.py",
     "--config.model.image_height=32",
     "--config.model.image_width=32",
+    "--config.model.patch_size=8",
     "--config.model.initialization=normal",
     "--config.model.width=32",
     "--config.model.depth=1",

@@ -18,6 +18,7 @@ SMALL = [
     "--config=configs/shapes.py",
     "--config.model.image_height=32",
     "--config.model.image_width=32",
+    "--config.model.patch_size=8",
     "--config.model.width=16",
     "--config.model.depth=1",
     "--config.model.num_heads=2",
