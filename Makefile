@@ -13,7 +13,7 @@ export GLIBC_TUNABLES := glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=8000
 XLA_CPU := --xla_cpu_enable_concurrency_optimized_scheduler=true \
 	--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION
 
-.PHONY: setup demo long test test-kills test-training test-slow check bench lock clean
+.PHONY: setup demo long test test-training test-slow check bench lock clean
 
 setup: $(READY)
 
@@ -43,11 +43,7 @@ test: setup
 	$(BIN)/python -m pytest -n auto --dist loadfile tests/parity
 	$(BIN)/python -m pytest -n auto --ignore=tests/parity
 
-# Twenty kills at random moments.
-test-kills: setup
-	$(BIN)/python -m pytest -m slow tests/test_never_lose_work.py
-
-# These, meshes of several devices and processes, and a signal to one of them.
+# Twenty kills at random moments; meshes of several devices and processes, and a signal to one of them.
 test-training: setup
 	$(BIN)/python -m pytest -n auto -m slow tests/test_never_lose_work.py tests/test_sharding.py tests/test_train_state.py
 

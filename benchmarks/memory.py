@@ -27,7 +27,8 @@ from instancevg_jax.models.instancevg import InstanceVG
 from instancevg_jax.optim import make_optimizer
 from instancevg_jax.types import Batch, Targets
 
-COLUMNS = ("size", "devices", "mesh", "batch/device", "state GiB", "temporary GiB", "compile s")
+COLUMNS = ("size", "devices", "mesh", "batch/device", "state GiB")
+COMPILED_COLUMNS = ("temporary GiB", "compile s")
 GIB = 2**30
 FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # of code that is never run
 
@@ -122,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for size, dtype in itertools.product(sizes, ("float32", "bfloat16")):
         for remat in layers.REMAT:
             print(size, dtype, remat, f"{kept(size, remat, dtype):.3f}", sep=" | ", flush=True)
-    print(" | ".join(COLUMNS), flush=True)
+    print(*COLUMNS, *(() if given.state_only else COMPILED_COLUMNS), sep=" | ", flush=True)
     for size in sizes:
         for devices in counts:
             for data, fsdp in dict.fromkeys([(devices, 1), (1, devices)]):

@@ -160,9 +160,10 @@ def on_all_processes(true: bool) -> bool:
 
 
 def sum_over_processes(number: int) -> int:
-    """The sum of all processes' numbers, modulo 2**32 each; all of them must ask."""
+    """The sum of all processes' numbers, modulo 2**32; all of them must ask."""
     mine = np.array(number % 2**32, np.uint32)
-    return number if jax.process_count() == 1 else sum(map(int, np.ravel(multihost_utils.process_allgather(mine))))
+    every = mine if jax.process_count() == 1 else multihost_utils.process_allgather(mine)
+    return sum(map(int, np.ravel(every))) % 2**32
 
 
 def wait_for_all(name: str) -> None:
