@@ -3,7 +3,7 @@
     python -m instancevg_jax.train --config configs/shapes.py --workdir runs/demo
 
 Variants: "" trains for minutes on level `basic` (what `make demo` runs): colours first, then every second sentence names nothing
-but shapes, which take longer. ":long" trains on level `full` too, at 96 pixels instead of 72, with five times as many examples, and
+but shapes, which take longer. ":long" trains on level `full` too, at 96 pixels instead of 72, with six times as many examples, and
 made the checkpoint that comes with the package. What was reached is in the README, measured.
 """
 
@@ -57,7 +57,7 @@ def get_config(variant: str = "") -> Config:
             warmup_steps=150,
         ),
         eval=EvalConfig(batch_size=64, score_threshold=0.5, no_target_rule="softmax"),
-        train=TrainConfig(batch_size=16, num_steps=2400, log_every=100),
+        train=TrainConfig(batch_size=16, num_steps=2000, log_every=100),
     )
     if variant == "long":
         config.model.image_height, config.model.image_width = 96, 96
