@@ -3,6 +3,7 @@
 import itertools
 
 import numpy as np
+import pytest
 
 from data_pipelines.shapes import ShapesDataset
 from instancevg_jax import Predictor
@@ -11,10 +12,11 @@ from instancevg_jax.checkpoint import load_provenance
 from instancevg_jax.predictor import DEMO_CHECKPOINT
 
 
-def test_finds_objects_by_their_colour():
-    """Sentences that name one object by its colour alone: the best box is right nearly always, a random one 36 % of the time."""
+@pytest.mark.parametrize(("word", "least"), [("colour", 0.9), ("shape", 0.7)])
+def test_finds_objects_by_one_word(word, least):
+    """Sentences that name one object by its colour or shape alone; a random object would be right 36 % of the time."""
     dataset = ShapesDataset("test")
-    indices = (i for i in itertools.count() if dataset.describe(i).attributes == ("colour",))
+    indices = (i for i in itertools.count() if dataset.describe(i).attributes == (word,))
     chosen = [dataset[i] for i in itertools.islice((i for i in indices if dataset.describe(i).kind == "single"), 32)]
     predictor = Predictor.from_pretrained()
     groundings = predictor.predict_batch([e.image for e in chosen], [e.expression for e in chosen], score_threshold=0.0)
@@ -22,7 +24,7 @@ def test_finds_objects_by_their_colour():
         paired_iou(grounding.boxes_xyxy[0], example.boxes_xyxy[example.referents[0]]) >= 0.5
         for grounding, example in zip(groundings, chosen, strict=True)
     ]
-    assert np.mean(right) >= 0.85
+    assert np.mean(right) >= least
 
 
 def test_is_small():
