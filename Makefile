@@ -45,7 +45,7 @@ test: setup
 
 # Twenty kills at random moments; meshes of several devices and processes, and a signal to one of them.
 test-training: setup
-	$(BIN)/python -m pytest -n auto -m slow tests/test_never_lose_work.py tests/test_sharding.py tests/test_train_state.py
+	$(BIN)/python -m pytest -n auto -m slow tests/training tests/runtime
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow

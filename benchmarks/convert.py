@@ -25,11 +25,11 @@ from convert import export
 from convert.__main__ import TOKEN_IDS
 from convert.instancevg import TABLE
 from convert.rules import to_source
-from data_pipelines.shapes import TOKENIZER_PATH
+from data_pipelines.shapes.dataset import TOKENIZER_PATH
 from instancevg_jax import config as configs
 from instancevg_jax.config import Config
 from instancevg_jax.errors import InputError, run_command
-from instancevg_jax.tokenizer import Tokenizer
+from instancevg_jax.inputs.tokenizer import Tokenizer
 
 GIB = 2**30
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes

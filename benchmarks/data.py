@@ -23,15 +23,15 @@ import cv2
 import numpy as np
 import pycocotools.mask
 
+from data_pipelines.cache import PictureCache
 from data_pipelines.loader import batches
-from data_pipelines.picture_cache import PictureCache
 from data_pipelines.prepare import prepare
+from data_pipelines.prepared.sources import Folder, Prepared
 from data_pipelines.records import Record, is_training, most_objects, select
-from data_pipelines.sources import Folder, Prepared
 from data_pipelines.transforms import Transform, clip_boxes
 from instancevg_jax.errors import run_command
-from instancevg_jax.preprocess import PIXEL_MEAN, PIXEL_STD, clean_expression
-from instancevg_jax.tokenizer import Tokenizer
+from instancevg_jax.inputs.pictures import PIXEL_MEAN, PIXEL_STD, clean_expression
+from instancevg_jax.inputs.tokenizer import Tokenizer
 
 coco: Any = pycocotools.mask
 SIZE, BATCH, MAX_TOKENS = 320, 16, 50

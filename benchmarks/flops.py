@@ -14,10 +14,11 @@ from flax import nnx
 
 from benchmarks.memory import abstract_batch
 from configs import grefcoco, refcoco
-from instancevg_jax import optim, sharding, train_state
 from instancevg_jax.config import Config, ModelConfig
 from instancevg_jax.errors import run_command
 from instancevg_jax.models.instancevg import InstanceVG
+from instancevg_jax.runtime import sharding
+from instancevg_jax.training import optim, train_state
 
 
 class Chip(NamedTuple):

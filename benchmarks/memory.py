@@ -18,13 +18,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from configs.families import official
-from instancevg_jax import sharding, train_state
 from instancevg_jax.config import Config
 from instancevg_jax.errors import InputError, run_command
-from instancevg_jax.losses import count
 from instancevg_jax.models import layers
 from instancevg_jax.models.instancevg import InstanceVG
-from instancevg_jax.optim import make_optimizer
+from instancevg_jax.objective.losses import count
+from instancevg_jax.runtime import sharding
+from instancevg_jax.training import train_state
+from instancevg_jax.training.optim import make_optimizer
 from instancevg_jax.types import Batch, Targets
 
 COLUMNS = ("size", "devices", "mesh", "batch/device", "state GiB")

@@ -15,14 +15,15 @@ from typing import Any
 import numpy as np
 from flax import traverse_util
 
-from convert import beit3, export, hub, rules, torch_reader, torch_writer
+from convert import beit3, export, hub, rules
 from convert.instancevg import TABLE
-from instancevg_jax import command_line
+from convert.torch_file import reader, writer
 from instancevg_jax import config as configs
 from instancevg_jax.checkpoint import check_destination, save_checkpoint
 from instancevg_jax.config import Config
 from instancevg_jax.errors import InputError, run_command
-from instancevg_jax.tokenizer import Tokenizer
+from instancevg_jax.inputs.tokenizer import Tokenizer
+from instancevg_jax.runtime import command_line
 
 BACKBONE = "backbone/"
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "empty_weight")  # no average holds them
@@ -59,9 +60,9 @@ def convert_beit3(args: argparse.Namespace) -> None:
 
 def convert_back(args: argparse.Namespace) -> None:
     """A checkpoint directory -> a .pth file in the original's layout."""
-    torch_writer.check_destination(args.dst)
+    writer.check_destination(args.dst)
     state, kept = export.original_state(args.dir)
-    torch_writer.write_checkpoint(args.dst, state)
+    writer.write_checkpoint(args.dst, state)
     unused = sum(isinstance(rules.classify(key, TABLE), rules.Ignore) for key in state)
     print(f"{len(state)} tensors written to {args.dst}")
     print(f"of these, unused by the model: {kept} as converted, {unused - kept} at neutral values (zero)")
@@ -84,15 +85,15 @@ def _settings(args: argparse.Namespace) -> tuple[Config, Tokenizer]:
     return config, tokenizer
 
 
-def _read(args: argparse.Namespace) -> tuple[Path, torch_reader.Checkpoint, dict[str, Any]]:
+def _read(args: argparse.Namespace) -> tuple[Path, reader.Checkpoint, dict[str, Any]]:
     """The file and its state dict; that of an average is completed with the buffers of the weights beside it."""
     path = hub.local_file(args.src)
-    checkpoint = torch_reader.read_checkpoint(path)
+    checkpoint = reader.read_checkpoint(path)
     if not checkpoint.checksums:
         print(f"{path}: carries no checksums, so a damaged value would not be noticed")
-    state = torch_reader.state_dict(checkpoint, args.ema)
+    state = reader.state_dict(checkpoint, args.ema)
     if args.ema:
-        plain = torch_reader.state_dict(checkpoint)
+        plain = reader.state_dict(checkpoint)
         buffers = {key: value for key, value in plain.items() if key.endswith(BUFFERS) and key not in state}
         if buffers:
             print(f"{len(buffers)} buffers that the average lacks, such as BatchNorm's statistics, are those beside it")
@@ -128,7 +129,7 @@ def _convert(
     return params
 
 
-def _provenance(source: str, path: Path, checkpoint: torch_reader.Checkpoint, kind: str) -> dict[str, Any]:
+def _provenance(source: str, path: Path, checkpoint: reader.Checkpoint, kind: str) -> dict[str, Any]:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     origin = {"source": source if source.startswith(hub.SCHEME) else path.name, "sha256": digest}

@@ -9,7 +9,7 @@ from convert.instancevg import backbone_rules
 from convert.rules import Ignore, RuleTable, Tensor, is_float
 from instancevg_jax.config import ModelConfig
 from instancevg_jax.errors import InputError
-from instancevg_jax.positions import FIRST_ROWS, resize_bicubic, resize_positions
+from instancevg_jax.models.positions import FIRST_ROWS, resize_bicubic, resize_positions
 
 PREFIX = "beit3"
 POSITIONS = "encoder.embed_positions.A.weight"

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float64, UInt8
 
 from data_pipelines.records import Record
-from instancevg_jax.preprocess import PIXEL_MEAN
+from instancevg_jax.inputs.pictures import PIXEL_MEAN
 
 _SIDES = re.compile(
     r"left|(?<![bf])(?<!up)right|clockwise|"  # within words too: "lefty", "rightest", "onleft"; not "bright", "upright"

@@ -10,15 +10,15 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from data_pipelines import annotations, annotations_jsonl
-from data_pipelines.faults import KINDS, Fault, Rules, find, is_note, look_at_pictures
-from data_pipelines.fields import at_least_one
-from data_pipelines.fixes import fix
-from data_pipelines.problems import Problems
+from data_pipelines.annotations import jsonl, original
+from data_pipelines.annotations.problems import Problems
+from data_pipelines.annotations.values import at_least_one
+from data_pipelines.checking.faults import KINDS, Fault, Rules, find, is_note, look_at_pictures
+from data_pipelines.checking.fixes import fix
+from data_pipelines.prepared.builders import FAMILIES
 from data_pipelines.records import Protocol, Record, by_split, most_objects, select
-from data_pipelines.referring import FAMILIES
 from instancevg_jax.errors import InputError, run_command
-from instancevg_jax.tokenizer import Tokenizer
+from instancevg_jax.inputs.tokenizer import Tokenizer
 
 # How many pictures a split has, as published; no source of its numbers of sentences is at hand.
 PUBLISHED = {
@@ -108,7 +108,7 @@ def check(
     if fix_to:
         fixed, done = fix(records, pictures, rules.protocol)
         done["records dropped: they cannot be read"] = len(unreadable)
-        annotations_jsonl.write(fix_to, fixed)
+        jsonl.write(fix_to, fixed)
         print(f"{fix_to}: {len(fixed):,} of {len(records) + len(unreadable):,} records")
         for what, count in done.items():
             if count:
@@ -121,7 +121,7 @@ def read(paths: Sequence[Path]) -> tuple[list[Record], list[Fault]]:
     records, faults = [], []
     for path in paths:
         problems = Problems(keep=True)
-        records += annotations.read(path, problems)
+        records += original.read(path, problems)
         faults += [Fault("unreadable record", f"{path.name} {where}", what) for where, what in problems.found]
     return records, faults
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from data_pipelines.shapes import LEVELS, SPLITS, ShapesDataset
+from data_pipelines.shapes.dataset import LEVELS, SPLITS, ShapesDataset
 from instancevg_jax.errors import InputError, run_command
 from instancevg_jax.files import write_atomically
 

@@ -14,10 +14,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from data_pipelines import annotations
-from data_pipelines.fields import at_least_one
-from data_pipelines.records import Record, by_split, is_partial, most_objects
-from data_pipelines.referring import (
+from data_pipelines.annotations import original
+from data_pipelines.annotations.values import at_least_one
+from data_pipelines.prepared.builders import (
     FAMILIES,
     pictures_digest,
     records_digest,
@@ -25,7 +24,8 @@ from data_pipelines.referring import (
     write_pictures,
     write_records,
 )
-from data_pipelines.sources import stored_digests
+from data_pipelines.prepared.sources import stored_digests
+from data_pipelines.records import Record, by_split, is_partial, most_objects
 from instancevg_jax.errors import InputError, run_command
 
 _PARTS = ("pictures", "referring")
@@ -43,7 +43,7 @@ def prepare(
 
     What is there already is kept where it is of the same records and pictures.
 
-    Raises InputError for what `annotations.read`, `write_pictures` and `write_records` raise it for, for a missing picture, and
+    Raises InputError for what `original.read`, `write_pictures` and `write_records` raise it for, for a missing picture, and
     where other records or pictures are there and `overwrite` is not given.
     """
     if not images.is_dir():
@@ -51,7 +51,7 @@ def prepare(
     if data_dir.exists() and not data_dir.is_dir():
         raise InputError(f"{data_dir}: is a file; expected a folder to write to")
     at_least_one(num_workers, "--workers")
-    records = [record for path in annotation_files for record in annotations.read(path)]
+    records = [record for path in annotation_files for record in original.read(path)]
     if not records:
         raise InputError(f"{', '.join(map(str, annotation_files))}: no record; expected at least one")
     split_names(records)

@@ -10,18 +10,19 @@ import grain
 import jax
 import numpy as np
 
-from data_pipelines import loader, shapes
+from data_pipelines import loader
 from data_pipelines.augment import Jitter
+from data_pipelines.cache import PictureCache
 from data_pipelines.masks import decode
-from data_pipelines.picture_cache import PictureCache
+from data_pipelines.prepared.builders import FAMILIES
+from data_pipelines.prepared.sources import Prepared
 from data_pipelines.records import Record, check_protocol, is_training, select
-from data_pipelines.referring import FAMILIES
-from data_pipelines.sources import Prepared
+from data_pipelines.shapes.dataset import TOKENIZER_PATH, ShapesDataset, make_batch
 from data_pipelines.transforms import Choice, Example, Transform, box_of, mask_of, truth_of
 from instancevg_jax.config import Config, DataConfig
 from instancevg_jax.errors import InputError
-from instancevg_jax.preprocess import decode_picture
-from instancevg_jax.tokenizer import Tokenizer
+from instancevg_jax.inputs.pictures import decode_picture
+from instancevg_jax.inputs.tokenizer import Tokenizer
 from instancevg_jax.types import Batch
 
 ENDLESS = 2**31 - 1  # items of a split that has no end
@@ -94,7 +95,7 @@ class ShapesSplit:
     With a `curriculum`, items are of the first level of `turns` up to that index, and of all by turns from there.
     """
 
-    dataset: shapes.ShapesDataset
+    dataset: ShapesDataset
     tokenizer: Tokenizer
     max_tokens: int
     max_targets: int
@@ -113,7 +114,7 @@ class ShapesSplit:
         """One example without the batch dimension. Nothing is random: the index says it all."""
         del rng
         example = self._dataset_of(item)[item]
-        batch = shapes.make_batch([example], self.tokenizer, self.max_tokens, self.max_targets)
+        batch = make_batch([example], self.tokenizer, self.max_tokens, self.max_targets)
         return jax.tree.map(lambda x: x[0], batch)
 
     def stack(self, examples: Sequence[Batch]) -> Batch:
@@ -129,7 +130,7 @@ class ShapesSplit:
         """Split, level and index, all that an example is made of."""
         return f"{self.dataset.split} {self._dataset_of(item).level} {item}"
 
-    def _dataset_of(self, item: int) -> shapes.ShapesDataset:
+    def _dataset_of(self, item: int) -> ShapesDataset:
         if not self.curriculum:
             return self.dataset
         return replace(self.dataset, level=self.turns[0 if item < self.curriculum else item % len(self.turns)])
@@ -229,7 +230,7 @@ def load_tokenizer(config: Config) -> Tokenizer:
         raise InputError(
             f"data.tokenizer is not set; {config.data.name!r} needs a sentencepiece model such as beit3.spm"
         )
-    return Tokenizer.from_file(config.data.tokenizer or shapes.TOKENIZER_PATH)
+    return Tokenizer.from_file(config.data.tokenizer or TOKENIZER_PATH)
 
 
 def open_split(config: Config, split: str, tokenizer: Tokenizer, *, length: int = 0) -> Split:
@@ -242,7 +243,7 @@ def open_split(config: Config, split: str, tokenizer: Tokenizer, *, length: int 
     height, width = model.image_height, model.image_width
     protocol = check_protocol(config.eval.protocol)
     if data.name == "shapes":
-        dataset = shapes.ShapesDataset(split, data.shapes_level, (height, width))
+        dataset = ShapesDataset(split, data.shapes_level, (height, width))
         return ShapesSplit(dataset, tokenizer, model.max_tokens, data.max_targets, length or ENDLESS)
     if data.name not in FAMILIES:
         raise InputError(f"data.name is {data.name!r}; expected 'shapes' or one of {', '.join(FAMILIES)}")

@@ -12,11 +12,11 @@ from jaxtyping import Bool, Float32, Float64, Int32, UInt8
 
 from data_pipelines import masks
 from data_pipelines.augment import Jitter, Window, cut_boxes, cut_mask, cut_picture
-from data_pipelines.picture_cache import PictureCache
+from data_pipelines.cache import PictureCache
 from data_pipelines.records import RLE, Box, Instance, Protocol, Record, Segmentation, select
 from instancevg_jax.errors import InputError
-from instancevg_jax.preprocess import clean_expression, decode_picture, normalize, resize_picture
-from instancevg_jax.tokenizer import Tokenizer
+from instancevg_jax.inputs.pictures import clean_expression, decode_picture, normalize, resize_picture
+from instancevg_jax.inputs.tokenizer import Tokenizer
 from instancevg_jax.types import Batch, Targets
 
 

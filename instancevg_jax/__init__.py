@@ -2,24 +2,24 @@
 
 from typing import TYPE_CHECKING, Any
 
-from instancevg_jax.version import __version__
+from instancevg_jax.runtime.version import __version__
 
 if TYPE_CHECKING:
+    from instancevg_jax.answers.postprocess import Grounding
+    from instancevg_jax.answers.predictor import Predictor
     from instancevg_jax.checkpoint import load_model
     from instancevg_jax.config import Config
     from instancevg_jax.errors import InputError
     from instancevg_jax.models.instancevg import InstanceVG
-    from instancevg_jax.postprocess import Grounding
-    from instancevg_jax.predictor import Predictor
 
 __all__ = ["Config", "Grounding", "InputError", "InstanceVG", "Predictor", "__version__", "load_model"]
 
 _HOMES = {
     "Config": "config",
-    "Grounding": "postprocess",
+    "Grounding": "answers.postprocess",
     "InputError": "errors",
     "InstanceVG": "models.instancevg",
-    "Predictor": "predictor",
+    "Predictor": "answers.predictor",
     "load_model": "checkpoint",
 }
 

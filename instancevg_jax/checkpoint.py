@@ -25,10 +25,10 @@ from instancevg_jax import config as configs
 from instancevg_jax.config import Config
 from instancevg_jax.errors import InputError, first_line
 from instancevg_jax.files import check_writable
+from instancevg_jax.inputs.tokenizer import Tokenizer
 from instancevg_jax.models.instancevg import InstanceVG
-from instancevg_jax.positions import FIRST_ROWS, resize_bicubic, resize_positions
-from instancevg_jax.tokenizer import Tokenizer
-from instancevg_jax.version import __version__, git_commit
+from instancevg_jax.models.positions import FIRST_ROWS, resize_bicubic, resize_positions
+from instancevg_jax.runtime.version import __version__, git_commit
 
 FORMAT = "instancevg_jax checkpoint, version 1"
 PARAMS, CONFIG, TOKENIZER, PROVENANCE = "params", "config.json", "tokenizer.spm", "provenance.json"

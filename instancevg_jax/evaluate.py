@@ -14,12 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from instancevg_jax import checkpoint, coco_results, command_line, evaluation_report, sharding
+from instancevg_jax import checkpoint
 from instancevg_jax.config import Config
 from instancevg_jax.errors import InputError, run_command
-from instancevg_jax.evaluation import Evaluation, Evaluator, conditions
+from instancevg_jax.evaluation import report
+from instancevg_jax.evaluation.coco import write as write_coco
+from instancevg_jax.evaluation.evaluator import Evaluation, Evaluator, conditions
+from instancevg_jax.evaluation.sweep import SWEPT, best_thresholds
 from instancevg_jax.files import write_atomically
-from instancevg_jax.threshold_sweep import SWEPT, best_thresholds
+from instancevg_jax.runtime import command_line, sharding
 
 
 def print_table(evaluations: Sequence[Evaluation], config: Config) -> None:
@@ -111,8 +114,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_metrics(output / "metrics.json", evaluations, config, directory)
         if coco:
             for evaluation in evaluations:
-                coco_results.write(output / f"predictions_{evaluation.split}.json", evaluation.coco_entries)
-        evaluation_report.write(output / "report.html", model, config, tokenizer, evaluations, Path(directory))
+                write_coco(output / f"predictions_{evaluation.split}.json", evaluation.coco_entries)
+        report.write(output / "report.html", model, config, tokenizer, evaluations, Path(directory))
         print(f"report: {output / 'report.html'}")
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from instancevg_jax.errors import InputError, run_command
 from instancevg_jax.files import write_atomically
-from instancevg_jax.preprocess import clean_expression, load_picture
+from instancevg_jax.inputs.pictures import clean_expression, load_picture
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
@@ -28,8 +28,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     outputs = _output_paths(args.output, args.image) if args.output else None
     pictures = [load_picture(path) for path in args.image]
 
-    from instancevg_jax.predictor import Predictor, grounding_to_json
-    from instancevg_jax.visualize import draw_grounding
+    from instancevg_jax.answers.draw import draw_grounding
+    from instancevg_jax.answers.predictor import Predictor, grounding_to_json
 
     predictor = Predictor.from_pretrained(args.checkpoint)
     _warn_if_cut(predictor.tokenizer.num_pieces(cleaned), predictor.config.model.max_tokens - 2)

@@ -27,19 +27,22 @@ import numpy as np
 from flax import nnx
 
 from data_pipelines import splits
-from instancevg_jax import checkpoint, command_line, optim, sharding, train_state
+from instancevg_jax import checkpoint
 from instancevg_jax import config as configs
+from instancevg_jax.answers.draw import Truth, draw_grounding
+from instancevg_jax.answers.predictor import Predictor
 from instancevg_jax.config import Config
 from instancevg_jax.errors import InputError, run_command
-from instancevg_jax.evaluation import HEADLINES, Evaluator, metric_names, open_measured, summary
+from instancevg_jax.evaluation.evaluator import HEADLINES, Evaluator, metric_names, open_measured, summary
 from instancevg_jax.files import write_atomically
+from instancevg_jax.inputs.tokenizer import Tokenizer
 from instancevg_jax.models.instancevg import InstanceVG
-from instancevg_jax.predictor import Predictor
-from instancevg_jax.run_log import Progress, RunLog, duration, memory_gb, note_bad_step
-from instancevg_jax.run_states import RunStates
-from instancevg_jax.tokenizer import Tokenizer
-from instancevg_jax.train_state import TrainState
-from instancevg_jax.visualize import Truth, draw_grounding
+from instancevg_jax.runtime import command_line, sharding
+from instancevg_jax.runtime.console import duration, say
+from instancevg_jax.training import optim, train_state
+from instancevg_jax.training.log import Progress, RunLog, memory_gb, note_bad_step
+from instancevg_jax.training.resume import RunStates
+from instancevg_jax.training.train_state import TrainState
 
 PICTURES = 8  # answers that TensorBoard shows of each evaluation
 PROFILE_AFTER = 10  # steps before a trace begins
@@ -86,7 +89,7 @@ def train(
         if sharding.is_first_process():
             write_atomically(workdir / "config.json", configs.to_json(config).encode())
         log.start(start, command)
-        sharding.say(_greeting(config, params, mesh, num_steps))
+        say(_greeting(config, params, mesh, num_steps))
         evaluate = _Publisher(graph, config, mesh, tokenizer, workdir, log, command, termination.check)
         report = _Report(config, tokenizer, workdir, log, Progress(num_steps, settings.batch_size))
         try:
@@ -120,7 +123,7 @@ def train(
         except Terminated as stopped:
             states.wait()
             after = stopped.step or int(state.step)
-            sharding.say(f"stopped by a signal; the same command goes on from step {after}")
+            say(f"stopped by a signal; the same command goes on from step {after}")
     return None
 
 
@@ -174,7 +177,7 @@ class _Report:
     def first(self, seconds: float) -> None:
         """The first step, which compiles, is over once its metrics are here."""
         jax.block_until_ready(self._steps[-1][1])
-        sharding.say(f"first step after {duration(seconds)} (compilation)")
+        say(f"first step after {duration(seconds)} (compilation)")
         self._progress.line(self._steps[-1][0])
         self.waited, self._since = 0.0, time.monotonic()
 
@@ -200,7 +203,7 @@ class _Report:
         }
         self._log.scalars(step, "train", {**means, **also})
         groups = ", ".join(f"{name} {means[name]:.3f}" for name in ("detection", "masks", "no_target"))
-        sharding.say(
+        say(
             f"step {told}: loss {means['loss']:.3f} ({groups}), gradient {means['grad_norm']:.2f}, "
             f"lr {rate:.1e}, waiting for data {waiting:.0%}, memory {also['memory_gb']:.1f} GB"
         )
@@ -216,7 +219,7 @@ class _Report:
                     f"{told}; its batch is named in {path}. Lower optim.learning_rate, mend those records, or pass over "
                     "such steps with --config.train.bad_steps=skip"
                 )
-            sharding.say(f"warning: {told}; skipped, its batch is named in {path}")
+            say(f"warning: {told}; skipped, its batch is named in {path}")
 
 
 class _Trace:
@@ -244,7 +247,7 @@ class _Trace:
             jax.block_until_ready(metrics)
             jax.profiler.stop_trace()
             self._tracing = False
-            sharding.say(f"trace of {self._count} steps: {self._folder}")
+            say(f"trace of {self._count} steps: {self._folder}")
 
 
 def _every(steps: int, step: int) -> bool:
@@ -286,7 +289,7 @@ class _Publisher:
         for split in names:
             results[split] = evaluate(model, split, after_batch=self._check).metrics
             self._log.scalars(step, split, results[split])
-            sharding.say(f"step {step}, {split}: {summary(results[split])}")
+            say(f"step {step}, {split}: {summary(results[split])}")
         if names and sharding.is_first_process():
             _log_pictures(self._log, step, predictor.with_model(model), names[0])
             self._keep_best(model, origin, names[0], results[names[0]])
@@ -298,7 +301,7 @@ class _Publisher:
         score = results[metric]
         if self._config.train.eval_every and score > _best_so_far(self._workdir, split, metric):
             self._save("best", model, {**origin, "best": {"split": split, "metric": metric, "value": score}})
-            sharding.say(f"step {origin['step']}: best {metric} on {split} so far")
+            say(f"step {origin['step']}: best {metric} on {split} so far")
 
     def _save(self, name: str, model: InstanceVG, origin: dict[str, Any]) -> None:
         if not sharding.is_first_process():
@@ -377,7 +380,7 @@ def _check_workdir(workdir: Path, config: Config) -> None:
         told = f"{name} is {now[name]!r}, and was {before[name]!r}"
         if name.startswith("model.") or name in FIXED:
             raise InputError(f"{workdir} holds a run of another kind: {told}; choose another --workdir")
-        sharding.say(f"changed since the last start: {told}")
+        say(f"changed since the last start: {told}")
 
 
 def _flat(config: Config) -> dict[str, Any]:
@@ -402,7 +405,7 @@ def _restore(states: RunStates, state: TrainState, batches: Any) -> tuple[TrainS
         return state, 0
     state, data, step = found
     batches.set_state(data)
-    sharding.say(f"going on from step {step}")
+    say(f"going on from step {step}")
     return state, step
 
 

@@ -6,10 +6,11 @@ import jax
 import numpy as np
 from flax import nnx
 
-from instancevg_jax import sharding, train_state
 from instancevg_jax.config import Config, ModelConfig, OptimConfig, TrainConfig
 from instancevg_jax.models.instancevg import InstanceVG
-from instancevg_jax.optim import make_optimizer
+from instancevg_jax.runtime import sharding
+from instancevg_jax.training import train_state
+from instancevg_jax.training.optim import make_optimizer
 from instancevg_jax.types import Batch, Targets
 from tests import quickly
 

@@ -14,7 +14,7 @@ from instancevg_jax import checkpoint
 from instancevg_jax.config import Config, ModelConfig
 from instancevg_jax.errors import InputError
 from instancevg_jax.models.instancevg import InstanceVG
-from instancevg_jax.positions import resize_bicubic, resize_positions
+from instancevg_jax.models.positions import resize_bicubic, resize_positions
 from tests import oracle
 
 SMALL = ModelConfig(

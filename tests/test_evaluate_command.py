@@ -11,10 +11,10 @@ import pytest
 
 from configs import refcoco
 from instancevg_jax import evaluate
+from instancevg_jax.answers.predictor import DEMO_CHECKPOINT
 from instancevg_jax.errors import InputError
-from instancevg_jax.evaluation import metric_names
-from instancevg_jax.predictor import DEMO_CHECKPOINT
-from instancevg_jax.threshold_sweep import SWEPT
+from instancevg_jax.evaluation.evaluator import metric_names
+from instancevg_jax.evaluation.sweep import SWEPT
 
 COMMAND = ["--config=configs/shapes.py", f"--checkpoint={DEMO_CHECKPOINT}"]
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from convert import torch_writer
+from convert.torch_file import writer
 from instancevg_jax import config as configs
 from instancevg_jax import evaluate, train
 from instancevg_jax.checkpoint import load_model, load_pretrained
@@ -96,7 +96,7 @@ def test_the_walk_through(tmp_path, start, pictures):
     if start == "beit3":
         state = {k.removeprefix("vis_enc."): v for k, v in state.items() if k.startswith("vis_enc.beit3.")}
     wrapper = "model" if start == "beit3" else "state_dict"
-    torch_writer.write_checkpoint(tmp_path / "weights.pth", state, wrapper)
+    writer.write_checkpoint(tmp_path / "weights.pth", state, wrapper)
     weights = tmp_path / "weights"
     module(
         "convert",

@@ -16,12 +16,13 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_masks
 
-from instancevg_jax import checkpoint, predict, predictor
+from instancevg_jax import checkpoint, predict
+from instancevg_jax.answers import predictor
+from instancevg_jax.answers.postprocess import Grounding
+from instancevg_jax.answers.predictor import Predictor
 from instancevg_jax.config import Config, EvalConfig
 from instancevg_jax.errors import InputError
 from instancevg_jax.models.instancevg import InstanceVG
-from instancevg_jax.postprocess import Grounding
-from instancevg_jax.predictor import Predictor
 from tests import oracle
 from tests.test_checkpoint import SMALL, random_params
 

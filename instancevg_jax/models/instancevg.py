@@ -11,7 +11,7 @@ from instancevg_jax.models.beit3 import BEiT3
 from instancevg_jax.models.deformable import DeformableDecoder
 from instancevg_jax.models.pyramid import FeaturePyramid, UNetDecoder
 from instancevg_jax.models.queries import InstanceQueries
-from instancevg_jax.resize import resize_bilinear
+from instancevg_jax.models.resize import resize_bilinear
 from instancevg_jax.types import Outputs
 
 PYRAMID_LEVELS = 4

@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from instancevg_jax.models import layers
-from instancevg_jax.resize import resize_bilinear
+from instancevg_jax.models.resize import resize_bilinear
 
 
 class Upsample(nnx.Module):

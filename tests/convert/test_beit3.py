@@ -8,7 +8,7 @@ import pytest
 from convert import beit3
 from instancevg_jax.config import tiny
 from instancevg_jax.errors import InputError
-from instancevg_jax.positions import resize_bicubic, resize_positions
+from instancevg_jax.models.positions import resize_bicubic, resize_positions
 from tests import oracle
 
 

@@ -10,16 +10,17 @@ import pytest
 from flax import nnx
 
 from convert import __main__ as command
-from convert import export, torch_reader, torch_writer
+from convert import export
 from convert.instancevg import TABLE
 from convert.rules import Ignore, classify
-from data_pipelines.shapes import TOKENIZER_PATH
+from convert.torch_file import reader, writer
+from data_pipelines.shapes.dataset import TOKENIZER_PATH
 from instancevg_jax import config as configs
 from instancevg_jax.checkpoint import load_model, load_pretrained, load_provenance, load_tokenizer
 from instancevg_jax.config import Config
 from instancevg_jax.errors import InputError, run_command
 from instancevg_jax.models.instancevg import InstanceVG
-from instancevg_jax.positions import resize_positions
+from instancevg_jax.models.positions import resize_positions
 from tests import oracle
 
 OFFICIAL = {
@@ -65,7 +66,7 @@ def test_every_key_shape_and_dtype_of_the_original_is_known(name):
 def test_there_and_back_is_exact(tmp_path, monkeypatch, options, capsys):
     state = oracle.state("tiny")
     prefixed = {f"module.{key}": value for key, value in state.items()}
-    torch_writer.write_checkpoint(tmp_path / "official.pth", prefixed)
+    writer.write_checkpoint(tmp_path / "official.pth", prefixed)
     run(monkeypatch, "instancevg", tmp_path / "official.pth", tmp_path / "dir", *options)
     printed = capsys.readouterr().out
     assert "converted" in printed
@@ -75,7 +76,7 @@ def test_there_and_back_is_exact(tmp_path, monkeypatch, options, capsys):
         f"unused by the model: {len(export.unused_tensors(Config()))} as converted, 0 at neutral"
         in capsys.readouterr().out
     )
-    back = torch_reader.state_dict(torch_reader.read_checkpoint(tmp_path / "back.pth"))
+    back = reader.state_dict(reader.read_checkpoint(tmp_path / "back.pth"))
     assert back.keys() == state.keys()
     for key, value in state.items():
         assert back[key].dtype == value.dtype
@@ -90,7 +91,7 @@ def test_there_and_back_is_exact(tmp_path, monkeypatch, options, capsys):
 
 def test_export_without_the_originals_leftovers(tmp_path, monkeypatch, options, capsys):
     """As after training here: what the model does not use is at neutral values, and said to be."""
-    torch_writer.write_checkpoint(tmp_path / "official.pth", oracle.state("tiny"))
+    writer.write_checkpoint(tmp_path / "official.pth", oracle.state("tiny"))
     run(monkeypatch, "instancevg", tmp_path / "official.pth", tmp_path / "dir", *options)
     provenance = json.loads((tmp_path / "dir" / "provenance.json").read_text())
     del provenance["files"][export.LEFT_OUT_FILE]
@@ -98,7 +99,7 @@ def test_export_without_the_originals_leftovers(tmp_path, monkeypatch, options, 
     (tmp_path / "dir" / export.LEFT_OUT_FILE).unlink()
     run(monkeypatch, "export", tmp_path / "dir", tmp_path / "back.pth")
     assert "0 as converted, 15 at neutral values (zero)" in capsys.readouterr().out
-    back = torch_reader.state_dict(torch_reader.read_checkpoint(tmp_path / "back.pth"))
+    back = reader.state_dict(reader.read_checkpoint(tmp_path / "back.pth"))
     assert {key: list(value.shape) for key, value in back.items()} == {
         key: entry["shape"] for key, entry in oracle.manifest("tiny").items()
     }
@@ -116,7 +117,7 @@ def beit3_state() -> dict[str, np.ndarray]:
 
 def test_beit3_becomes_a_backbone(tmp_path, monkeypatch, options, capsys):
     state = beit3_state()
-    torch_writer.write_checkpoint(tmp_path / "beit3.zip", state, wrapper="model")
+    writer.write_checkpoint(tmp_path / "beit3.zip", state, wrapper="model")
     run(monkeypatch, "beit3", tmp_path / "beit3.zip", tmp_path / "dir", *options)
     assert "left out: masked pretraining's heads      2" in capsys.readouterr().out
     provenance = load_provenance(tmp_path / "dir")
@@ -134,7 +135,7 @@ def test_fine_tuned_beit3_of_any_size_becomes_a_backbone(tmp_path, monkeypatch, 
     state["beit3.encoder.embed_positions.A.weight"] = table
     heads = ("vision_head.weight", "language_head.weight", "pooler.norm.weight", "head.0.weight", "logit_scale")
     state |= {key: np.ones((2, 2), np.float16) for key in heads}
-    torch_writer.write_checkpoint(tmp_path / "beit3.pth", state, wrapper="model")
+    writer.write_checkpoint(tmp_path / "beit3.pth", state, wrapper="model")
     config = Config(model=dataclasses.replace(configs.tiny(), image_height=size[0], image_width=size[1]))
     (tmp_path / "config.json").write_text(configs.to_json(config))
     options = ["--config", tmp_path / "config.json", "--tokenizer", oracle.path("fixtures/tiny_beit3.spm")]
@@ -149,7 +150,7 @@ def test_fine_tuned_beit3_of_any_size_becomes_a_backbone(tmp_path, monkeypatch, 
 
 
 def test_model_card_says_what_it_is(tmp_path, monkeypatch, options):
-    torch_writer.write_checkpoint(tmp_path / "InstanceVG-tiny.pth", oracle.state("tiny"))
+    writer.write_checkpoint(tmp_path / "InstanceVG-tiny.pth", oracle.state("tiny"))
     run(monkeypatch, "instancevg", tmp_path / "InstanceVG-tiny.pth", tmp_path / "dir", *options)
     card = (tmp_path / "dir" / "README.md").read_text()
     digest = hashlib.sha256((tmp_path / "InstanceVG-tiny.pth").read_bytes()).hexdigest()
@@ -161,7 +162,7 @@ def test_model_card_says_what_it_is(tmp_path, monkeypatch, options):
         "under their licence",
     ):
         assert words in card
-    torch_writer.write_checkpoint(tmp_path / "beit3.zip", beit3_state(), wrapper="model")
+    writer.write_checkpoint(tmp_path / "beit3.zip", beit3_state(), wrapper="model")
     run(monkeypatch, "beit3", tmp_path / "beit3.zip", tmp_path / "backbone", *options)
     card = (tmp_path / "backbone" / "README.md").read_text()
     assert "# BEiT-3, the backbone" in card
@@ -171,7 +172,7 @@ def test_model_card_says_what_it_is(tmp_path, monkeypatch, options):
 def test_problems_are_listed_and_nothing_is_written(tmp_path, monkeypatch, options, capsys):
     state = oracle.state("tiny")
     state["head.lan_embeding.weight"] = state.pop("head.lan_embedding.weight")
-    torch_writer.write_checkpoint(tmp_path / "official.pth", state)
+    writer.write_checkpoint(tmp_path / "official.pth", state)
     monkeypatch.setattr(
         sys, "argv", ["convert", "instancevg", *map(str, (tmp_path / "official.pth", tmp_path / "dir", *options))]
     )
@@ -186,7 +187,7 @@ def test_problems_are_listed_and_nothing_is_written(tmp_path, monkeypatch, optio
 
 
 def test_bad_arguments(tmp_path, monkeypatch, options):
-    torch_writer.write_checkpoint(tmp_path / "x.pth", oracle.state("tiny"))
+    writer.write_checkpoint(tmp_path / "x.pth", oracle.state("tiny"))
     source, target = tmp_path / "x.pth", tmp_path / "dir"
     cases = [
         (["instancevg", tmp_path / "absent.pth", target, *options], "absent.pth: no such file"),
@@ -231,7 +232,7 @@ def test_config_file_with_a_size(tmp_path):
 def test_instancevg_of_another_picture_size(tmp_path, monkeypatch, options, capsys):
     """4 x 4 patches in the file, 2 x 8 asked for: as many rows, so nothing but the sides tells."""
     state = oracle.state("tiny")
-    torch_writer.write_checkpoint(tmp_path / "official.pth", state)
+    writer.write_checkpoint(tmp_path / "official.pth", state)
     wide = dataclasses.replace(configs.tiny(), image_height=32, image_width=128)
     (tmp_path / "wide.json").write_text(configs.to_json(Config(model=wide)))
     words = ["--config", tmp_path / "wide.json", *options[2:]]
@@ -291,16 +292,16 @@ def test_destination_is_judged_before_the_work(tmp_path, monkeypatch, options):
 
 def trained(state: dict[str, np.ndarray], average: dict[str, np.ndarray], path) -> None:
     """A file of torch's zip layout with two state dicts."""
-    writer = torch_writer._pickle
+    pickled = writer._pickle
     both = state | {f"ema {key}": value for key, value in average.items()}
 
     def two(_, storages, wrapper):
-        first, second = writer(state, storages, wrapper), writer(average, storages, "model_ema")
+        first, second = pickled(state, storages, wrapper), pickled(average, storages, "model_ema")
         return first[:-1] + second[3:]  # without the end of the first and the beginning of the second
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch_writer, "_pickle", two)
-        torch_writer.write_checkpoint(path, both)
+        patch.setattr(writer, "_pickle", two)
+        writer.write_checkpoint(path, both)
 
 
 def test_an_average_of_parameters_alone(tmp_path, monkeypatch, options, capsys):
@@ -334,7 +335,7 @@ def test_an_average_of_parameters_alone(tmp_path, monkeypatch, options, capsys):
 def test_values_that_are_no_weights(tmp_path, monkeypatch, options, value, message):
     state = oracle.state("tiny")
     state["head.lan_embedding.weight"] = value(state["head.lan_embedding.weight"])
-    torch_writer.write_checkpoint(tmp_path / "x.pth", state)
+    writer.write_checkpoint(tmp_path / "x.pth", state)
     with pytest.raises(InputError, match=f"x.pth: head.lan_embedding.weight {message}"):
         run(monkeypatch, "instancevg", tmp_path / "x.pth", tmp_path / "dir", *options)
     assert not (tmp_path / "dir").exists()
@@ -343,7 +344,7 @@ def test_values_that_are_no_weights(tmp_path, monkeypatch, options, value, messa
 def test_left_out_values_of_another_kind(tmp_path, monkeypatch, options):
     state = oracle.state("tiny")
     state["head.query_embedding.weight"] = state["head.query_embedding.weight"].astype(np.complex64)
-    torch_writer.write_checkpoint(tmp_path / "x.pth", state)
+    writer.write_checkpoint(tmp_path / "x.pth", state)
     with pytest.raises(InputError, match=r"head.query_embedding.weight is complex64 \[256, 64\], which does not fit"):
         run(monkeypatch, "instancevg", tmp_path / "x.pth", tmp_path / "dir", *options)
 

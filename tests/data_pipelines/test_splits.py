@@ -12,7 +12,7 @@ from configs import shapes as shapes_config
 from data_pipelines import splits
 from data_pipelines.augment import Jitter
 from data_pipelines.prepare import prepare
-from data_pipelines.shapes import ShapesDataset
+from data_pipelines.shapes.dataset import ShapesDataset
 from instancevg_jax.config import Config, DataConfig, TrainConfig, tiny
 from instancevg_jax.errors import InputError
 from instancevg_jax.types import Batch

@@ -14,13 +14,14 @@ import numpy as np
 import pycocotools.mask
 import pytest
 
-from data_pipelines import annotations, augment, masks
+from data_pipelines import augment, masks
+from data_pipelines.annotations import original
 from data_pipelines.augment import Jitter, Window, cut_boxes, cut_mask, cut_picture
-from data_pipelines.picture_cache import PictureCache
+from data_pipelines.cache import PictureCache
 from data_pipelines.records import RLE, Instance, Record, select
 from data_pipelines.transforms import Choice, Example, Transform, box_of, clip_boxes, scale_boxes
 from instancevg_jax.errors import InputError
-from instancevg_jax.tokenizer import Tokenizer
+from instancevg_jax.inputs.tokenizer import Tokenizer
 from instancevg_jax.types import Batch
 from tests import oracle
 
@@ -47,7 +48,7 @@ def fixture_records(tmp_path: Path, family: str) -> list[Record]:
     """The family's annotations of F8, read as a file of that family is."""
     path = tmp_path / "instance.json"
     path.write_text(json.dumps(json.loads(oracle.path("fixtures/f8_annotations.json").read_text())[family]))
-    return annotations.read(path)
+    return original.read(path)
 
 
 def fixture_picture(record: Record) -> np.ndarray:

@@ -17,11 +17,11 @@ from flax import nnx
 from convert.instancevg import TABLE
 from convert.rules import to_source
 from instancevg_jax.config import LossConfig
-from instancevg_jax.losses import total_loss
-from instancevg_jax.matching import match
+from instancevg_jax.objective.losses import total_loss
+from instancevg_jax.objective.matching import match
 from tests import oracle, quickly
+from tests.objective.test_losses import stored_targets
 from tests.parity import models
-from tests.test_losses import stored_targets
 
 CASES = {
     "f4_losses_tiny": ("tiny", ((401, 4, 64), (402, [6, 14, 50, 23], 50, 256)), LossConfig()),

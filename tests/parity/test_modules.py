@@ -10,7 +10,7 @@ import pytest
 from instancevg_jax.models import layers
 from instancevg_jax.models.deformable import deformable_attention
 from instancevg_jax.models.queries import select_channels, select_points, select_tokens
-from instancevg_jax.resize import resize_bilinear
+from instancevg_jax.models.resize import resize_bilinear
 from tests import oracle
 from tests.parity import models
 

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from instancevg_jax.answers.postprocess import postprocess, resize_mask
 from instancevg_jax.config import EvalConfig
-from instancevg_jax.metrics import coverage
-from instancevg_jax.postprocess import postprocess, resize_mask
+from instancevg_jax.evaluation.metrics import coverage
 from tests import oracle
 from tests.parity import models
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from instancevg_jax import sharding, train_state
 from instancevg_jax.config import Config, OptimConfig, TrainConfig
-from instancevg_jax.optim import make_optimizer, schedule
+from instancevg_jax.runtime import sharding
+from instancevg_jax.training import train_state
+from instancevg_jax.training.optim import make_optimizer, schedule
 from instancevg_jax.types import Batch, Targets
 from tests import oracle
 from tests.parity import models

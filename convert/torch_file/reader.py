@@ -1,0 +1,282 @@
+"""Reads torch's checkpoint files without torch and without running anything they contain.
+
+Both layouts are known: the zip archive (torch 1.6 and later: a pickle `data.pkl` and one record for every storage) and the
+older run of pickles followed by raw storages. Files with the extension `.safetensors` are read as well. Everything is checked
+before the first value is handed out, checksums included; values stay in the file until asked for.
+
+Source: torch/serialization.py, torch/_utils.py and caffe2/serialize/inline_container.h of PyTorch 2.13 (the layouts only).
+"""
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import ml_dtypes
+import numpy as np
+
+from convert.torch_file import pickle_data, safetensors_reader, zip_index
+from convert.torch_file.pickle_data import Constructor, Malformed, Name, shown
+from convert.torch_file.tensor_ref import Storage, TensorRef
+from instancevg_jax.errors import InputError
+
+MAX_PICKLE_BYTES = 64 << 20
+MAGIC = 0x1950A86A20F9469CFC6C
+PROTOCOL = 1001
+EMA_WRAPPERS = ("ema_state_dict", "model_ema")
+WRAPPERS = ("state_dict", "model", "module", "model_state_dict", *EMA_WRAPPERS)
+PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
+MAX_KEY_LENGTH = 512
+
+DTYPES = {
+    "float64": np.dtype(np.float64),
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float8_e4m3fn": np.dtype(ml_dtypes.float8_e4m3fn),
+    "float8_e4m3fnuz": np.dtype(ml_dtypes.float8_e4m3fnuz),
+    "float8_e5m2": np.dtype(ml_dtypes.float8_e5m2),
+    "float8_e5m2fnuz": np.dtype(ml_dtypes.float8_e5m2fnuz),
+    "complex128": np.dtype(np.complex128),
+    "complex64": np.dtype(np.complex64),
+    "int64": np.dtype(np.int64),
+    "int32": np.dtype(np.int32),
+    "int16": np.dtype(np.int16),
+    "int8": np.dtype(np.int8),
+    "uint64": np.dtype(np.uint64),
+    "uint32": np.dtype(np.uint32),
+    "uint16": np.dtype(np.uint16),
+    "uint8": np.dtype(np.uint8),
+    "bool": np.dtype(np.bool_),
+}
+STORAGES = {
+    "Double": "float64",
+    "Float": "float32",
+    "Half": "float16",
+    "BFloat16": "bfloat16",
+    "ComplexDouble": "complex128",
+    "ComplexFloat": "complex64",
+    "Long": "int64",
+    "Int": "int32",
+    "Short": "int16",
+    "Char": "int8",
+    "Byte": "uint8",
+    "Bool": "bool",
+}
+STORAGE_TYPES: dict[str, np.dtype | None] = {
+    f"{module}.{name}Storage": DTYPES[dtype] for module in ("torch", "torch.cuda") for name, dtype in STORAGES.items()
+} | {"torch.UntypedStorage": None, "torch.storage.UntypedStorage": None}
+TORCH_NAMES = (
+    frozenset(STORAGE_TYPES)
+    | {f"torch.{name}" for name in DTYPES}
+    | {
+        "torch.Tensor",
+        "torch._tensor.Tensor",
+        "torch.nn.parameter.Parameter",
+        "torch.nn.parameter.Buffer",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A file's content: nested dicts and lists with a TensorRef for every tensor, Inert for objects of known classes."""
+
+    path: Path
+    layout: str  # "zip", "legacy" or "safetensors"
+    data: Any
+    checksums: bool  # False: the file carries none, so a flipped bit would not be seen
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Read and check a checkpoint. Raises InputError, one line that says what was found, for anything unexpected."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; expected a torch checkpoint or a .safetensors file")
+    with path.open("rb") as file:
+        start = file.read(512)
+        if path.suffix == ".safetensors":
+            return Checkpoint(path, "safetensors", safetensors_reader.read(path), False)
+        if start[:4] in (b"PK\3\4", b"PK\5\6"):
+            return _read_zip(file, path)
+        if start[:1] == b"\x80":
+            return _read_legacy(file, path)
+    kinds = {b"version https://git-lfs": "a git-lfs pointer", b"<": "a web page", b"\x1f\x8b": "a gzip file"}
+    found = [kind for prefix, kind in kinds.items() if start.startswith(prefix)]
+    if start[257:262] == b"ustar":
+        found = ["a tar file (torch 0.1's layout); open and save it again with a newer torch"]
+    raise InputError(f"{path}: {found[0] if found else 'not a torch checkpoint'}; expected what torch.save writes")
+
+
+def state_dict(checkpoint: Checkpoint, ema: bool = False) -> dict[str, TensorRef]:
+    """The model's tensors, found inside the usual wrappers, without the prefix of DistributedDataParallel.
+
+    `ema` takes the averaged weights (`ema_state_dict`, `model_ema`) instead. Raises InputError if there are none.
+    """
+    found, wrappers = checkpoint.data, EMA_WRAPPERS if ema else WRAPPERS
+    for _ in range(3):
+        inner = [found[name] for name in wrappers if isinstance(found, dict) and isinstance(found.get(name), dict)]
+        if not inner:
+            break
+        found, wrappers, ema = inner[0], WRAPPERS, False
+    if ema or not isinstance(found, dict) or not any(isinstance(value, TensorRef) for value in found.values()):
+        keys = ", ".join(shown(key) for key in list(found)[:8]) if isinstance(found, dict) else type(found).__name__
+        raise InputError(f"{checkpoint.path}: no {wrappers[0]} with tensors; its top level holds {keys or 'nothing'}")
+    for key, value in found.items():
+        if not isinstance(key, str) or not key.isprintable() or len(key) > MAX_KEY_LENGTH:
+            raise InputError(f"{checkpoint.path}: the state dict's key {shown(key)} is not a parameter's name")
+        if not isinstance(value, TensorRef):
+            raise InputError(f"{checkpoint.path}: {key} in the state dict is a {type(value).__name__}, not a tensor")
+    for prefix in PREFIXES:
+        if all(key.startswith(prefix) for key in found):
+            found = {key.removeprefix(prefix): value for key, value in found.items()}
+    return found
+
+
+def _read_zip(file: BinaryIO, path: Path) -> Checkpoint:
+    source = str(path)
+    records = zip_index.read_index(file, source)
+    pickles = [name for name in records if name.endswith("/data.pkl") and name.count("/") == 1]
+    if len(pickles) != 1:
+        raise InputError(f"{path}: {len(pickles)} records called data.pkl; expected one, as torch.save writes it")
+    top = pickles[0].removesuffix("data.pkl")
+    foreign = [name for name in records if not name.startswith(top)]
+    if foreign or f"{top}constants.pkl" in records or records[pickles[0]].size > MAX_PICKLE_BYTES:
+        found = "a TorchScript program" if f"{top}constants.pkl" in records else "records beside those of torch.save"
+        raise InputError(f"{path}: {found}; expected a checkpoint of plain tensors")
+    checksums = zip_index.check_crcs(file, records, source)
+
+    def content(name: str, limit: int) -> bytes:
+        file.seek(records[name].offset)
+        return file.read(min(records[name].size, limit))
+
+    order = content(f"{top}byteorder", 16) if f"{top}byteorder" in records else b"little"
+    if order not in (b"little", b"big"):
+        raise InputError(f"{path}: the byte order {order!r}; expected little or big")
+    storages: dict[str, Storage] = {}
+
+    def persistent(reference: Any) -> Storage:
+        dtype, key, nbytes = _reference(reference)
+        record = records.get(f"{top}data/{key}")
+        if record is None:
+            raise Malformed(f"found a tensor whose storage {shown(key)} is not in the archive")
+        if nbytes != record.size:
+            raise Malformed(f"found a storage {shown(key)} of {nbytes} bytes whose record holds {record.size}")
+        return _shared(storages, key, Storage(path, nbytes, dtype, order == b"big", record.offset))
+
+    stream = io.BytesIO(content(pickles[0], MAX_PICKLE_BYTES))
+    data = pickle_data.load(stream, source, _constructors(path.stat().st_size), TORCH_NAMES, persistent)
+    return Checkpoint(path, "zip", data, checksums)
+
+
+def _read_legacy(file: BinaryIO, path: Path) -> Checkpoint:
+    file.seek(0)
+    size = path.stat().st_size
+    stream = io.BytesIO(file.read(min(size, MAX_PICKLE_BYTES)))
+    storages: dict[str, Storage] = {}
+
+    def persistent(reference: Any) -> Storage:
+        view = reference[5] if isinstance(reference, tuple) and len(reference) == 6 else None
+        if view is not None:
+            raise Malformed("found a view of a storage, as torch before 0.4 wrote them")
+        dtype, key, nbytes = _reference(reference[:5] if isinstance(reference, tuple) else reference)
+        return _shared(storages, key, Storage(path, nbytes, dtype))
+
+    def load() -> Any:
+        return pickle_data.load(stream, str(path), _constructors(size), TORCH_NAMES, persistent)
+
+    if load() != MAGIC:
+        raise InputError(f"{path}: a pickle, but not torch's; expected what torch.save writes")
+    if load() != PROTOCOL:
+        raise InputError(f"{path}: an unknown version of torch's old layout; expected {PROTOCOL}")
+    load()  # a description of the machine that wrote it; storages are little-endian whatever it says
+    data = load()
+    keys = load()
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or set(keys) != set(storages):
+        raise InputError(f"{path}: its list of storages does not fit its tensors")
+    _place(file, path, stream.tell(), [storages[key] for key in keys])
+    return Checkpoint(path, "legacy", data, False)
+
+
+def _place(file: BinaryIO, path: Path, position: int, storages: list[Storage]) -> None:
+    """Give each storage its offset: they follow one another, each after its count of elements (8 bytes)."""
+    total = path.stat().st_size
+    for storage in storages:
+        file.seek(position)
+        count = int.from_bytes(file.read(8), "little")
+        itemsize = storage.dtype.itemsize if storage.dtype else 1
+        if count * itemsize != storage.nbytes or position + 8 + storage.nbytes > total:
+            raise InputError(
+                f"{path}: a storage of {storage.nbytes} bytes whose record announces {count} elements "
+                f"{max(total - position - 8, 0)} bytes before the file's end: truncated or damaged"
+            )
+        storage.offset = position + 8
+        position += 8 + storage.nbytes
+    if position != total or len(set(map(id, storages))) != len(storages):
+        raise InputError(f"{path}: {total - position} bytes after the last storage; expected none")
+
+
+def _shared(storages: dict[str, Storage], key: str, described: Storage) -> Storage:
+    """The storage of that key, which must be described alike wherever it occurs."""
+    storage = storages.setdefault(key, described)
+    if storage.dtype != described.dtype or storage.nbytes != described.nbytes:
+        raise Malformed(f"found two descriptions of the storage {shown(key)}")
+    return storage
+
+
+def _reference(reference: Any) -> tuple[np.dtype | None, str, int]:
+    """dtype, key and bytes of ("storage", type, key, device, number of elements)."""
+    match reference:
+        case ("storage", Name(kind), str() as key, str(), int() as count) if (
+            kind in STORAGE_TYPES and 0 <= count < 2**56
+        ):
+            dtype = STORAGE_TYPES[kind]
+            return dtype, key, count * (dtype.itemsize if dtype else 1)
+    raise Malformed("found a reference to something else than a tensor's storage")
+
+
+def _constructors(file_bytes: int) -> dict[str, Constructor]:
+    """What may be called in a torch pickle. No tensor may be larger than the file that holds it."""
+
+    def tensor(args: tuple[Any, ...]) -> TensorRef:
+        match args:
+            case (Storage() as storage, start, tuple() as shape, tuple() as strides, *rest):
+                named = [name.name.removeprefix("torch.") for name in rest if isinstance(name, Name)]
+                dtype = DTYPES.get(named[0]) if named and storage.dtype is None else storage.dtype
+                if dtype is not None:
+                    return _bounded(storage, dtype, shape, strides, start, file_bytes)
+        raise Malformed("found a tensor whose description makes no sense")
+
+    def parameter(args: tuple[Any, ...]) -> TensorRef:
+        if not args or not isinstance(args[0], TensorRef):
+            raise Malformed("found a parameter that is not a tensor")
+        return args[0]
+
+    rebuild: dict[str, Callable[[tuple[Any, ...]], TensorRef]] = {
+        "torch._utils._rebuild_tensor": tensor,
+        "torch._utils._rebuild_tensor_v2": tensor,
+        "torch._utils._rebuild_tensor_v3": tensor,
+        "torch._utils._rebuild_parameter": parameter,
+        "torch._utils._rebuild_parameter_with_state": parameter,
+    }
+
+    def typed(args: tuple[Any, ...]) -> TensorRef:
+        match args:
+            case (Name(name), Name(), tuple() as inner, _) if name in rebuild:
+                return rebuild[name](inner)
+        raise Malformed("found a tensor of an unknown class")
+
+    return {**rebuild, "torch._tensor._rebuild_from_type_v2": typed}
+
+
+def _bounded(
+    storage: Storage, dtype: np.dtype, shape: tuple[Any, ...], strides: tuple[Any, ...], start: Any, limit: int
+) -> TensorRef:
+    try:
+        result = TensorRef(storage, dtype, shape, strides, start)
+    except ValueError as error:
+        raise Malformed(f"found {error}") from error
+    if result.nbytes > limit:
+        raise Malformed(f"found a tensor of {result.nbytes} bytes in a file of {limit}")
+    return result

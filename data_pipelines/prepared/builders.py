@@ -1,0 +1,263 @@
+"""Two TFDS builders, `Referring` for the records and `Pictures` for what they are about, each with one config a family.
+
+Without TensorFlow: array_record files, read by `as_data_source`. A picture is stored once, as the bytes of its file; a
+record points to it. Masks are stored as run lengths: drawn once, here, and not once an epoch. Records keep the annotation
+file's order. A "+" in a split's name becomes "plus", for TFDS reads it as a sum.
+"""
+
+import hashlib
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from data_pipelines import masks
+from data_pipelines.records import RLE, Box, Instance, Record, Segmentation, by_split, is_partial, is_training, units
+from instancevg_jax.errors import InputError
+from instancevg_jax.inputs.pictures import decode_picture
+
+FAMILIES = {
+    "refcoco": "RefCOCO, RefCOCO+ and RefCOCOg: one object a sentence",
+    "grefcoco": "gRefCOCO: none, one or many objects a sentence",
+    "refzom": "Ref-ZOM: none, one or many objects a sentence",
+    "rrefcoco": "R-RefCOCO, R-RefCOCO+, R-RefCOCOg: sentences of one object in groups, with negatives",
+    "custom": "anyone's own",
+}
+PICTURES_SPLIT = "pictures"
+_NULL, _EMPTY = "", "-"  # stored for null and for an empty segmentation; no run length looks like them
+_CHUNK = 64  # pictures in flight for each worker
+_CONFIGS = [tfds.core.BuilderConfig(name=name, description=text) for name, text in FAMILIES.items()]
+
+
+class Pictures(tfds.core.GeneratorBasedBuilder):
+    """Every picture of a family once. Made by `write_pictures`."""
+
+    name = "pictures"
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS = _CONFIGS
+    pkg_dir_path = tfds.core.Path(__file__).parent
+    names: Sequence[str] = ()
+    folder = Path()
+    num_workers = 1
+    digest = ""
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = {"file_name": tfds.features.Text(), "bytes": tfds.features.Text()}
+        return _dataset_info(self, features, {"file_names": [], "sizes": [], "digest": ""})
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict]]]:
+        return {PICTURES_SPLIT: self._generate_examples()}
+
+    def _generate_examples(self) -> Iterator[tuple[int, dict]]:
+        metadata = self.info.metadata
+        assert metadata is not None
+        metadata["digest"] = self.digest
+        with ThreadPoolExecutor(self.num_workers) as pool:
+            for start in range(0, len(self.names), step := _CHUNK * self.num_workers):
+                chunk = self.names[start : start + step]
+                for i, (name, (data, size)) in enumerate(zip(chunk, pool.map(self._read, chunk), strict=True), start):
+                    metadata["file_names"].append(name)
+                    metadata["sizes"].append(size)
+                    yield i, {"file_name": name, "bytes": data}
+
+    def _read(self, name: str) -> tuple[bytes, tuple[int, int]]:
+        data = (self.folder / name).read_bytes()
+        height, width = decode_picture(data, str(self.folder / name)).shape[:2]
+        return data, (height, width)
+
+
+class Referring(tfds.core.GeneratorBasedBuilder):
+    """The records of a family. Made by `write_records`."""
+
+    name = "referring"
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS = _CONFIGS
+    pkg_dir_path = tfds.core.Path(__file__).parent
+    splits: dict[str, list[Record]] = {}  # noqa: RUF012
+    pictures: dict[str, tuple[int, tuple[int, int]]] = {}  # noqa: RUF012  file name -> index, (height, width)
+    digests: dict[str, str] = {}  # noqa: RUF012  of the records, and of the pictures they point to
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        text = tfds.features.Text()
+        features = {
+            "id": text,
+            "picture": np.int64,  # index into Pictures
+            "file_name": text,
+            "width": np.int64,
+            "height": np.int64,
+            "expressions": tfds.features.Sequence(text),
+            "group": text,
+            "boxes": tfds.features.Sequence(text),  # "x1 y1 x2 y2", pixels; as text, for TFDS cuts numbers to float32
+            "masks": tfds.features.Sequence(text),
+            "object_ids": tfds.features.Sequence(text),
+        }
+        return _dataset_info(self, features, {"units": {}, "partial": {}, "ungrouped": {}, "digests": {}})
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict]]]:
+        metadata = self.info.metadata
+        assert metadata is not None
+        metadata["units"] = {s: [u.start for u in units(r)] for s, r in self.splits.items() if is_training(s)}
+        metadata["partial"] = {s: _first(r for r in found if is_partial(r)) for s, found in self.splits.items()}
+        metadata["ungrouped"] = {s: _first(r for r in found if not r.group) for s, found in self.splits.items()}
+        metadata["digests"] = self.digests
+        return {split: self._generate_examples(records) for split, records in self.splits.items()}
+
+    def _generate_examples(self, records: Sequence[Record]) -> Iterator[tuple[int, dict]]:
+        for i, record in enumerate(records):
+            index, size = self.pictures[record.picture]
+            try:
+                yield i, {"picture": index, **to_example(record, *size)}
+            except InputError as error:
+                raise InputError(f"record {record.id} ({record.picture}): {error}") from error
+
+
+def write_pictures(
+    family: str, data_dir: Path, names: Sequence[str], folder: Path, digest: str, num_workers: int
+) -> Pictures:
+    """Write the named pictures of `folder`, or take what an earlier call has written of the same `pictures_digest`.
+
+    Atomic: a temporary folder is renamed at the end. Raises InputError for a damaged picture.
+    """
+    builder = Pictures(config=family, data_dir=str(data_dir), file_format="array_record")
+    if Path(builder.data_path).is_dir() and (builder.info.metadata or {}).get("digest") != digest:
+        shutil.rmtree(builder.data_path)
+        builder = Pictures(config=family, data_dir=str(data_dir), file_format="array_record")
+    builder.names, builder.folder, builder.num_workers, builder.digest = names, folder, num_workers, digest
+    builder.download_and_prepare()
+    return builder
+
+
+def write_records(family: str, data_dir: Path, records: Sequence[Record], digest: str, pictures: Pictures) -> Referring:
+    """Write the records, whose pictures `write_pictures` has written, in place of any that are there. Atomic.
+
+    Raises InputError where a picture's size is not the stated one, or a mask cannot be drawn.
+    """
+    metadata = pictures.info.metadata or {}
+    stored = zip(metadata["file_names"], metadata["sizes"], strict=True)
+    shutil.rmtree(data_dir / Referring.name / family, ignore_errors=True)
+    builder = Referring(config=family, data_dir=str(data_dir), file_format="array_record")
+    builder.splits = {name: found for name, found in zip(split_names(records), by_split(records).values(), strict=True)}
+    builder.pictures = {name: (i, (height, width)) for i, (name, (height, width)) in enumerate(stored)}
+    builder.digests = {"records": digest, "pictures": metadata["digest"]}
+    builder.download_and_prepare()
+    return builder
+
+
+def pictures_digest(names: Iterable[str], folder: Path) -> str:
+    """What tells pictures from others: their names and the lengths of their files.
+
+    Raises InputError for a picture that is not there.
+    """
+    digest = hashlib.sha256()
+    for name in names:
+        path = folder / name
+        if not path.is_file():
+            raise InputError(
+                f"{path}: no such file, but the annotations name it; data_pipelines.check lists all of these"
+            )
+        digest.update(f"{name}\0{path.stat().st_size}\n".encode())
+    return digest.hexdigest()
+
+
+def records_digest(records: Iterable[Record]) -> str:
+    """What tells records from others: all that they hold, and their order."""
+    digest = hashlib.sha256()
+    for record in records:
+        digest.update(repr(record).encode())
+    return digest.hexdigest()
+
+
+def split_names(records: Iterable[Record]) -> list[str]:
+    """The records' splits in order, as TFDS can take them. Raises InputError for one that it cannot, and for two of one name."""
+    names: dict[str, str] = {}
+    for split in by_split(records):
+        other = names.setdefault(split_name(split), split)
+        if other != split:
+            raise InputError(
+                f"splits {other!r} and {split!r} would both be stored as {split_name(split)!r}; rename one"
+            )
+    return list(names)
+
+
+def split_name(split: str) -> str:
+    """A split's name as TFDS can take it. Raises InputError for one that it cannot."""
+    name = split.replace("+", "plus")
+    if not re.fullmatch(r"\w+", name) or name == "all":
+        raise InputError(f"a split is called {split!r}; expected letters, digits and _, and not 'all'")
+    return name
+
+
+def to_example(record: Record, height: int, width: int) -> dict[str, Any]:
+    """A record as `Referring` stores it, without `picture`; `height` and `width` are the picture's own."""
+    if (record.height, record.width) not in ((height, width), (0, 0)):
+        stated = f"{record.width} x {record.height}"
+        raise InputError(f"the annotations state {stated} pixels; the picture has {width} x {height}")
+    return {
+        "id": record.id,
+        "file_name": record.picture,
+        "width": width,
+        "height": height,
+        "expressions": list(record.expressions),
+        "group": record.group,
+        "boxes": [" ".join(map(repr, i.box)) if i.box else _NULL for i in record.instances],
+        "masks": [_mask_text(i.segmentation, height, width) for i in record.instances],
+        "object_ids": [i.id for i in record.instances],
+    }
+
+
+def from_example(example: dict[str, Any], split: str) -> Record:
+    """The inverse of `to_example`; polygons have become run lengths."""
+    height, width = int(example["height"]), int(example["width"])
+    objects = zip(example["boxes"], example["masks"], example["object_ids"], strict=True)
+    return Record(
+        example["id"].decode(),
+        example["file_name"].decode(),
+        width,
+        height,
+        tuple(e.decode() for e in example["expressions"]),
+        tuple(
+            Instance(_box(box.decode()), _segmentation(mask.decode(), height, width), name.decode())
+            for box, mask, name in objects
+        ),
+        split,
+        example["group"].decode(),
+    )
+
+
+def _first(records: Iterator[Record]) -> str:
+    return next((f"{record.id} ({record.picture})" for record in records), "")
+
+
+def _box(text: str) -> Box | None:
+    if text == _NULL:
+        return None
+    x1, y1, x2, y2 = map(float, text.split())
+    return x1, y1, x2, y2
+
+
+def _mask_text(segmentation: Segmentation | None, height: int, width: int) -> str:
+    if segmentation is None:
+        return _NULL
+    return masks.to_rle(segmentation, height, width).counts if segmentation else _EMPTY
+
+
+def _segmentation(text: str, height: int, width: int) -> Segmentation | None:
+    if text == _NULL:
+        return None
+    return [] if text == _EMPTY else RLE(height, width, text)
+
+
+def _dataset_info(
+    builder: tfds.core.DatasetBuilder, features: dict[str, Any], metadata: dict[str, Any]
+) -> tfds.core.DatasetInfo:
+    return tfds.core.DatasetInfo(
+        builder=builder,
+        features=tfds.features.FeaturesDict(features),
+        metadata=tfds.core.MetadataDict(metadata),
+        disable_shuffling=True,
+    )

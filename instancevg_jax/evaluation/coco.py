@@ -1,0 +1,44 @@
+"""Answers as COCO's results JSON, in the pictures' own pixels: an entry for every object of an answer. See docs/evaluation.md."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from data_pipelines.records import coco_number
+from data_pipelines.splits import Description
+from instancevg_jax.answers.postprocess import Grounding
+from instancevg_jax.answers.predictor import run_lengths
+from instancevg_jax.files import write_atomically
+
+CATEGORY = 1  # every entry's: expressions are not of categories
+
+
+def entries(grounding: Grounding, about: Description, record: int) -> list[dict[str, Any]]:
+    """The entries of one sentence, best first; none where the answer is that nothing is meant."""
+    objects = zip(grounding.boxes_xyxy.tolist(), grounding.scores.tolist(), grounding.masks, strict=True)
+    return [
+        {
+            "image_id": image_id(about.file_name),
+            "category_id": CATEGORY,
+            "bbox": [x1, y1, x2 - x1, y2 - y1],
+            "score": score,
+            "segmentation": run_lengths(mask),
+            "record": record,
+            "record_id": about.id,
+            "expression": about.expression,
+            "target_ids": list(about.object_ids),
+        }
+        for (x1, y1, x2, y2), score, mask in objects
+    ]
+
+
+def image_id(file_name: str) -> int | str:
+    """COCO's number of a picture (COCO_train2014_000000000009.jpg: 9); of any other file, its whole name: no two share it."""
+    number = coco_number(file_name)
+    return file_name if number is None else number
+
+
+def write(path: Path, content: Sequence[dict[str, Any]]) -> None:
+    """Write the list as JSON, one entry a line. Atomic."""
+    write_atomically(path, ("[\n" + ",\n".join(map(json.dumps, content)) + "\n]\n").encode())

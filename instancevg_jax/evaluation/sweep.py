@@ -1,0 +1,76 @@
+"""F1, N_acc, T_acc and gIoU over score thresholds, from one pass over the data.
+
+Which queries count, and with them the merged mask, depends on the threshold. `postprocess.thresholds_passed` gives the masks of
+all thresholds as one array of small numbers, and a histogram of it their pixel counts. The numbers are exactly those of an
+evaluation at each threshold.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float64, Int, UInt8
+
+from instancevg_jax.answers.postprocess import resize_levels
+from instancevg_jax.evaluation.metrics import COLUMNS, Answer, Metrics, Truth, measure_at
+
+SWEPT = ("F1", "N_acc", "T_acc", "gIoU")
+
+
+def thresholds_around(score_threshold: float) -> tuple[float, ...]:
+    """0.05, 0.10 ... 0.95 and `score_threshold`, ascending."""
+    return tuple(sorted({score_threshold, *(round(0.05 * i, 2) for i in range(1, 20))}))
+
+
+class Sweep:
+    """The rows of one split at every threshold: records [N] x thresholds [S] x metrics.COLUMNS."""
+
+    def __init__(self, thresholds: Sequence[float], protocol: str):
+        self.thresholds, self.protocol = tuple(thresholds), protocol
+        self.rows: dict[int, np.ndarray] = {}  # record -> [S, columns] float64
+
+    def update(self, answer: Answer, passed: UInt8[np.ndarray, "h w"], truth: Truth, record: int) -> None:
+        """Measure a record. `passed` is its row of `thresholds_passed`; it is resized to the size of the truth's mask."""
+        passed = resize_levels(passed, *truth.mask.shape)
+        wanted = np.full(len(self.thresholds), truth.mask.sum())
+        pixels = np.stack([self._pixels(passed[truth.mask]), wanted, self._pixels(passed.ravel())], axis=1)
+        names = {"record": float(record), "group": -1.0}
+        rows = measure_at(self.thresholds, pixels, answer, truth, self.protocol)
+        self.rows[record] = np.array([[(names | row)[column] for column in COLUMNS] for row in rows])
+
+    def _pixels(self, passed: UInt8[np.ndarray, " n"]) -> Int[np.ndarray, " S"]:
+        """How many pixels each threshold's mask has."""
+        counts = np.bincount(passed, minlength=len(self.thresholds) + 1)
+        return counts[:0:-1].cumsum()[::-1]
+
+    def to_array(self) -> Float64[np.ndarray, "N S columns"]:
+        """All rows, sorted by record."""
+        rows = [self.rows[record] for record in sorted(self.rows)]
+        return np.array(rows, np.float64).reshape(-1, len(self.thresholds), len(COLUMNS))
+
+    @classmethod
+    def from_array(
+        cls, rows: Float64[np.ndarray, "N S columns"], thresholds: Sequence[float], protocol: str
+    ) -> "Sweep":
+        """The inverse of `to_array`."""
+        sweep = cls(thresholds, protocol)
+        sweep.rows = {int(row[0, 0]): row for row in rows}
+        return sweep
+
+    def result(self) -> dict[float, dict[str, float]]:
+        """The SWEPT metrics, in percent, of every threshold; NaN where there is nothing to measure."""
+        rows = self.to_array()
+        results = {
+            threshold: Metrics.from_array(rows[:, i], "gres", threshold, self.protocol).result()
+            for i, threshold in enumerate(self.thresholds)
+        }
+        return {threshold: {name: result[name] for name in SWEPT} for threshold, result in results.items()}
+
+
+def best_thresholds(results: dict[float, dict[str, float]]) -> dict[str, float]:
+    """The threshold at which each metric is best, the lowest of equal ones; metrics that are NaN throughout are left out."""
+    best = {}
+    for name in SWEPT:
+        values = {threshold: result[name] for threshold, result in results.items() if not np.isnan(result[name])}
+        if values:
+            best[name] = max(values, key=lambda threshold: (values[threshold], -threshold))
+    return best

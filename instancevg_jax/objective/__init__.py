@@ -1,0 +1,3 @@
+"""Matching of queries to targets, and the loss.
+
+May import the ground floor and `models`."""

@@ -1,0 +1,24 @@
+"""What a command prints while it works."""
+
+from instancevg_jax.runtime.sharding import is_first_process
+
+
+def say(text: str) -> None:
+    """Print a line at once, on the first process only."""
+    if is_first_process():
+        print(text, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """For people: "42s", "3m20s", "2h05m"."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds}s"
+    if seconds < 3600:
+        return f"{seconds // 60}m{seconds % 60:02d}s"
+    return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
+
+
+def two_digits(rate: float) -> str:
+    """For people, two digits at least: "131", "0.24"."""
+    return f"{rate:.0f}" if rate >= 10 else f"{rate:.2g}"

@@ -1,0 +1,166 @@
+"""All that changes in training, as one pytree of plain dicts, and the jitted step that changes it."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx, struct
+from jax.sharding import Mesh
+
+from instancevg_jax.config import Config
+from instancevg_jax.models.instancevg import InstanceVG
+from instancevg_jax.objective.losses import Counts, count, total_loss
+from instancevg_jax.runtime import sharding
+from instancevg_jax.training import optim
+from instancevg_jax.types import Array, Batch
+
+Step = Callable[["TrainState", Batch], tuple["TrainState", dict[str, Array]]]
+
+
+@struct.dataclass
+class TrainState:
+    """Random numbers are not in here: each step derives its own from the run's seed and `step`."""
+
+    step: Array  # [] int32, optimizer steps taken
+    params: Any
+    stats: Any  # BatchNorm's running statistics
+    opt_state: Any
+    ema: Any  # {"params", "stats"} averaged over steps, or None where train.ema_decay is 0
+
+
+def split_model(model: InstanceVG) -> tuple[Any, Any, Any]:
+    """The static graph, the parameters and the statistics (nested dicts) of a model."""
+    graph, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+    return graph, nnx.to_pure_dict(params), nnx.to_pure_dict(stats)
+
+
+def abstract(
+    params: Any, stats: Any, optimizer: optax.GradientTransformation, ema_decay: float, mesh: Mesh
+) -> TrainState:
+    """Shapes, dtypes and shardings of the state; `params` and `stats` may be shapes themselves."""
+    shapes = jax.eval_shape(functools.partial(_first, optimizer, ema_decay), params, stats)
+    return jax.tree.map(
+        lambda x, placed: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed),
+        shapes,
+        sharding.split_sharding(shapes, mesh),
+    )
+
+
+def create(
+    params: Any, stats: Any, optimizer: optax.GradientTransformation, ema_decay: float, mesh: Mesh
+) -> TrainState:
+    """The state before the first step, placed on the mesh. Moments and averages are never whole on a device that shares them."""
+    shardings = sharding.split_sharding(abstract(params, stats, optimizer, ema_decay, mesh), mesh)
+    first = jax.jit(functools.partial(_first, optimizer, ema_decay), out_shardings=shardings)
+    return first(sharding.place(params, mesh), sharding.place(stats, mesh))
+
+
+def _first(optimizer: optax.GradientTransformation, ema_decay: float, params: Any, stats: Any) -> TrainState:
+    ema = jax.tree.map(jnp.copy, {"params": params, "stats": stats}) if ema_decay else None
+    return TrainState(
+        step=jnp.zeros((), jnp.int32), params=params, stats=stats, opt_state=optimizer.init(params), ema=ema
+    )
+
+
+def weights(state: TrainState) -> tuple[Any, Any]:
+    """Parameters and statistics to evaluate with: the averaged ones where there are any."""
+    return (state.params, state.stats) if state.ema is None else (state.ema["params"], state.ema["stats"])
+
+
+def make_train_step(
+    graph: Any, config: Config, optimizer: optax.GradientTransformation, mesh: Mesh, state: TrainState
+) -> Step:
+    """The jitted update. The state it is given is donated: use the one that comes back.
+
+    `state` (arrays or shapes) tells the shardings. Metrics are float32 scalars: `loss`, every term of `total_loss`, `grad_norm`
+    before clipping, frozen parameters left out, and `bad`: 1 where loss or gradient is not finite or `train.loss_limit` is
+    passed. A bad step changes nothing but the number of steps.
+    """
+    parts, decay = config.train.accumulate_steps, config.train.ema_decay
+    limit = config.train.loss_limit or float("inf")
+    gradients = _gradient_fn(graph, config)
+
+    def step_fn(state: TrainState, batch: Batch):
+        key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
+        counts = count(batch.targets, config.model.num_queries, config.loss)
+        if parts == 1:
+            grads, stats, metrics = gradients(state.params, state.stats, batch, key, counts)
+        else:
+            pieces = sharding.split_batch(batch, parts, mesh)
+            grads, stats, metrics = _accumulate(gradients, state.params, state.stats, pieces, key, counts)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if ema is not None:
+            rate = jnp.minimum(decay, (state.step + 1) / (state.step + 10))
+            new = {"params": params, "stats": stats}
+            ema = jax.tree.map(lambda average, x: average + (1 - rate) * (x - average), ema, new)
+        loss, norm = metrics["loss"], optax.tree.norm(grads)
+        bad = ~(jnp.isfinite(loss) & jnp.isfinite(norm)) | (loss > limit)
+        new = TrainState(step=state.step, params=params, stats=stats, opt_state=opt_state, ema=ema)
+        state = jax.tree.map(lambda before, after: jnp.where(bad, before, after), state, new)
+        metrics = {"grad_norm": norm, "bad": bad.astype(jnp.float32), **metrics}
+        return dataclasses.replace(state, step=state.step + 1), metrics
+
+    shardings = sharding.split_sharding(state, mesh)
+    return jax.jit(
+        step_fn,
+        in_shardings=(shardings, sharding.batch_sharding(mesh)),
+        out_shardings=(shardings, sharding.replicated(mesh)),
+        donate_argnums=0,
+    )
+
+
+def make_loss_fn(graph: Any, config: Config) -> Callable[..., tuple[Array, tuple[Any, dict[str, Array]]]]:
+    """(params, stats, batch, key, counts) -> the loss; and new statistics, the loss with its terms."""
+    random = config.model.drop_path > 0 or config.model.head_dropout > 0
+
+    def loss_fn(params: Any, stats: Any, batch: Batch, key: Array, counts: Counts):
+        model = nnx.merge(graph, optim.stop_frozen(params, config.optim.frozen), stats, copy=True)
+        rngs = nnx.Rngs(dropout=key) if random else None
+        outputs = model(batch.images, batch.token_ids, batch.token_mask, train=True, rngs=rngs)
+        loss, terms = total_loss(outputs, batch.targets, config.loss, counts=counts)
+        return loss, (nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)), {"loss": loss, **terms})
+
+    return loss_fn
+
+
+def _gradient_fn(graph: Any, config: Config) -> Callable[..., tuple[Any, Any, dict[str, Array]]]:
+    """(params, stats, batch, key, counts) -> gradients, new statistics, and the loss with its terms."""
+    loss_fn = make_loss_fn(graph, config)
+
+    def gradients(*arguments: Any):
+        grads, (stats, metrics) = jax.grad(loss_fn, has_aux=True)(*arguments)
+        return grads, stats, metrics
+
+    return gradients
+
+
+def _accumulate(
+    gradients: Callable[..., tuple[Any, Any, dict[str, Array]]],
+    params: Any,
+    stats: Any,
+    pieces: Batch,
+    key: Array,
+    counts: Counts,
+) -> tuple[Any, Any, dict[str, Array]]:
+    """What `gradients` gives for the whole batch, from its pieces [parts, B / parts, ...] one after the other.
+
+    Losses and gradients are sums over the pieces, `counts` being the whole batch's. BatchNorm normalizes by each piece's
+    statistics, and its running ones move once a piece, as in torch's way of accumulating.
+    """
+
+    def add(carry, piece):
+        stats, sums, index = carry
+        grads, stats, metrics = gradients(params, stats, piece, jax.random.fold_in(key, index), counts)
+        return (stats, jax.tree.map(jnp.add, sums, (grads, metrics)), index + 1), None
+
+    first = jax.tree.map(lambda x: x[0], pieces)
+    shapes = jax.eval_shape(gradients, params, stats, first, key, counts)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (shapes[0], shapes[2]))
+    (stats, (grads, metrics), _), _ = jax.lax.scan(add, (stats, zeros, jnp.int32(0)), pieces)
+    return grads, stats, metrics

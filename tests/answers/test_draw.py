@@ -1,0 +1,101 @@
+"""Drawings: what is drawn where. How they look is for people; see `make demo`."""
+
+import numpy as np
+import pytest
+
+from instancevg_jax.answers.draw import BAR, MIN_SIDE, MIN_WIDTH, PALETTE, Truth, draw_grounding
+from instancevg_jax.answers.postprocess import Grounding
+
+
+def picture(height: int, width: int) -> np.ndarray:
+    return np.full((height, width, 3), 128, np.uint8)
+
+
+def grounding(height: int, width: int, boxes: list[list[float]]) -> Grounding:
+    """Objects that fill their boxes; the merged mask is their union."""
+    rows = np.array(boxes, np.float32).reshape(-1, 4)
+    masks = np.zeros((len(rows), height, width), bool)
+    for mask, (x1, y1, x2, y2) in zip(masks, rows.astype(int), strict=True):
+        mask[y1:y2, x1:x2] = True
+    return Grounding(
+        boxes_xyxy=rows,
+        scores=np.linspace(0.9, 0.8, len(rows), dtype=np.float32),
+        masks=masks,
+        points_xy=(rows[:, :2] + rows[:, 2:]) / 2,
+        mask=masks.any(0),
+        exists=len(rows) > 0,
+        no_target_probability=0.1 if len(rows) else 0.9,
+    )
+
+
+def nearness(pixels: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
+    return np.abs(pixels.astype(int) - colour).max(-1)
+
+
+def test_objects_are_drawn_in_their_places():
+    source = picture(500, 600)
+    drawn = draw_grounding(source, grounding(500, 600, [[100, 100, 250, 300], [350, 200, 500, 400]]), "two things")
+    assert drawn.dtype == np.uint8
+    assert drawn.shape[1] == 600
+    assert drawn.shape[0] > 500
+    assert (source == 128).all()  # the picture itself is left alone
+    assert (nearness(drawn[200, 98:103], PALETTE[0]) < 20).any()
+    assert (nearness(drawn[300, 348:353], PALETTE[1]) < 20).any()
+    for inside, colour in (((150, 130), PALETTE[0]), ((250, 380), PALETTE[1])):
+        assert nearness(drawn[inside], colour) < nearness(source[inside], colour)
+    assert (nearness(drawn[195:206, 170:181], (255, 255, 255)) == 0).any()  # the point's white ring
+    np.testing.assert_array_equal(drawn[450:490, 20:60], source[450:490, 20:60])
+
+
+def test_what_only_the_merged_mask_covers_is_tinted():
+    answer = grounding(500, 600, [[100, 100, 250, 300]])
+    answer.mask[400:, :100] = True
+    drawn = draw_grounding(picture(500, 600), answer, "a thing")
+    assert (drawn[420:480, 20:80] > 150).all()
+
+
+def test_no_target_is_said_on_the_picture():
+    drawn = draw_grounding(picture(500, 600), grounding(500, 600, []), "the unicorn")
+    centre = drawn[230:270, 250:350]
+    assert (nearness(centre, (214, 48, 49)) == 0).mean() > 0.2
+    assert (nearness(centre, (255, 255, 255)) == 0).any()
+
+
+def test_truth_stands_beside_the_prediction():
+    answer = grounding(500, 600, [[100, 100, 250, 300]])
+    truth = Truth(answer.boxes_xyxy, answer.masks)
+    drawn = draw_grounding(picture(500, 600), answer, "a thing", truth)
+    assert drawn.shape[1] == 2 * 600 + 6
+    left, right = drawn[:, :600], drawn[:, 606:]
+    assert (nearness(left, PALETTE[0]) == 0).sum() > 100
+    assert (nearness(right, PALETTE[0]) == 0).sum() > 100
+    nothing = draw_grounding(
+        picture(500, 600), answer, "a thing", Truth(np.zeros((0, 4)), np.zeros((0, 500, 600), bool))
+    )
+    assert (nearness(nothing[:, 606:], (214, 48, 49)) == 0).sum() > 100
+
+
+def test_small_pictures_are_enlarged():
+    drawn = draw_grounding(picture(32, 64), grounding(32, 64, [[8, 8, 24, 24]]), "a thing")
+    assert drawn.shape[1] == MIN_SIDE
+    assert (nearness(drawn[100:140, 58:63], PALETTE[0]) < 20).any()  # the box at x = 8 is now at x = 60
+
+
+@pytest.mark.parametrize("size", [(1, 1), (500, 3), (20, 480), (40, 900), (1500, 1000)])
+@pytest.mark.parametrize("found", [True, False])
+def test_odd_sizes_are_drawn(size: tuple[int, int], found: bool):
+    height, width = size
+    answer = grounding(height, width, [[0, 0, width, height]] if found else [])
+    drawn = draw_grounding(picture(height, width), answer, "a thing")
+    assert drawn.shape[1] >= MIN_WIDTH
+    assert (nearness(drawn[-3:], BAR) == 0).all()
+
+
+def test_any_sentence_fits_the_bar():
+    answer = grounding(300, 300, [])
+    heights = [
+        draw_grounding(picture(300, 300), answer, text).shape[0]
+        for text in ("short", "word " * 20, "x" * 500, "many words " * 500, "左边的人 🐶\n\t\x00")
+    ]
+    assert heights[0] < heights[1] <= heights[2] == heights[3]  # four lines at most
+    assert heights[4] == heights[0]
