@@ -1,7 +1,7 @@
-"""Every setting of a run, typed. A config file returns one of these from `get_config()`; flags override single fields.
+"""Every setting of a run, typed, with its documentation and the values it may have. Config files return a `Config`.
 
-Defaults are the original's for gRefCOCO at base size (its configs/gres/InstanceVG-grefcoco.py); what differs between its five
-official configs is set in this project's configs/*.py.
+Defaults are the original's for gRefCOCO at base size (its configs/gres/InstanceVG-grefcoco.py). What differs between its five
+official configs is set in configs/*.py. Command-line flags override single fields: `--config.section.field=value`.
 """
 
 import dataclasses
@@ -14,155 +14,266 @@ from pathlib import Path
 from instancevg_jax.errors import InputError
 
 
+def setting(
+    default: typing.Any,
+    text: str,
+    *,
+    choices: tuple[str, ...] = (),
+    least: float = -math.inf,
+    most: float = math.inf,
+) -> typing.Any:
+    """A field of a config section. `check` holds it, or each element of a tuple, to what is stated here.
+
+    Args:
+        default: its value where a config file says nothing.
+        text: what `--help` shows.
+        choices: the strings it may be; () allows any.
+        least, most: the range of a number, both ends included.
+    """
+    return field(default=default, metadata={"text": text, "choices": choices, "least": least, "most": most})
+
+
 @dataclass
 class ModelConfig:
     """Sizes of the network. Source: paper, section 3; models/vis_encs/beit and models/heads of the original."""
 
-    image_height: int = 320
-    image_width: int = 320
-    patch_size: int = 16
-    vocab_size: int = 64010
-    max_tokens: int = 50
-    max_text_positions: int = 1024
-    width: int = 768  # D, of BEiT-3
-    depth: int = 12
-    num_heads: int = 12
-    mlp_dim: int = 3072
-    drop_path: float = 0.1  # of the last layer; grows linearly from 0
-    head_width: int = 256  # C
-    num_queries: int = 10  # Q
-    decoder_layers: int = 3  # K
-    decoder_heads: int = 8
-    decoder_points: int = 4
-    decoder_mlp_dim: int = 1024
-    query_mlp_dim: int = 512
-    head_dropout: float = 0.1
-    point_selection: str = "distance"  # or "attention": the Q best patches, without looking at distance
-    point_distance_weight: float = 0.003
-    text_selection: str = "token"  # the Q best tokens; or "channel": top-k of each channel by itself
-    compute_dtype: str = (
-        "float32"  # or "bfloat16": matrix products and activations; parameters, norms, outputs stay float32
+    image_height: int = setting(320, "Height of the network's picture in pixels, a multiple of patch_size.", least=1)
+    image_width: int = setting(320, "Width of the network's picture in pixels, a multiple of patch_size.", least=1)
+    patch_size: int = setting(16, "Side of a square patch in pixels.", least=1)
+    vocab_size: int = setting(64010, "Rows of the text embedding.", least=1)
+    max_tokens: int = setting(50, "Length of the token sequence (L), BOS and EOS included.", least=1)
+    max_text_positions: int = setting(1024, "Rows of the text position table; two of them are unused.", least=1)
+    width: int = setting(768, "Width of BEiT-3 (D), a multiple of num_heads.", least=1)
+    depth: int = setting(12, "Number of BEiT-3 blocks.", least=1)
+    num_heads: int = setting(12, "Attention heads of a BEiT-3 block.", least=1)
+    mlp_dim: int = setting(3072, "Hidden width of BEiT-3's feed-forward layers.", least=1)
+    drop_path: float = setting(
+        0.1, "Drop-path rate of the last block; it grows linearly from 0 at the first.", least=0, most=1
     )
-    remat: str = "none"  # "blocks": recompute blocks and decoder layers in the backward pass; "dots": all but their matrix products
-    initialization: str = "normal"  # "local": from scratch, attention starts on patches that are near and look alike
-    pretrained: str = ""  # directory of converted weights to start from; "" starts from scratch
+    head_width: int = setting(256, "Width of the head (C), a multiple of 4 and of decoder_heads.", least=1)
+    num_queries: int = setting(10, "Number of instance queries (Q).", least=1)
+    decoder_layers: int = setting(3, "Number of deformable decoder layers (K).", least=1)
+    decoder_heads: int = setting(8, "Attention heads of a decoder layer.", least=1)
+    decoder_points: int = setting(4, "Sampling points per head and pyramid level.", least=1)
+    decoder_mlp_dim: int = setting(1024, "Hidden width of the decoder's feed-forward layers.", least=1)
+    query_mlp_dim: int = setting(512, "Hidden width of the text-to-image layer's feed-forward layers.", least=1)
+    head_dropout: float = setting(0.1, "Dropout rate in the head.", least=0, most=1)
+    point_selection: str = setting(
+        "distance",
+        "How query points are chosen: 'distance' spreads them out, 'attention' takes the Q best patches.",
+        choices=("distance", "attention"),
+    )
+    point_distance_weight: float = setting(0.003, "Weight of the distance to the chosen points, for 'distance'.")
+    text_selection: str = setting(
+        "token",
+        "How text tokens are chosen: the Q best tokens ('token'), or the Q largest values of each channel ('channel').",
+        choices=("token", "channel"),
+    )
+    compute_dtype: str = setting(
+        "float32",
+        "Data type of matrix products and activations. Parameters, norms and outputs stay float32 with 'bfloat16'.",
+        choices=("float32", "bfloat16", "float64"),
+    )
+    remat: str = setting(
+        "none",
+        "What the backward pass recomputes to save memory: nothing, all of each block ('blocks'), or all but its matrix "
+        "products ('dots').",
+        choices=("none", "blocks", "dots"),
+    )
+    initialization: str = setting(
+        "normal",
+        "How parameters start: 'normal', or 'local', where attention starts on patches that are near and look alike.",
+        choices=("normal", "local"),
+    )
+    pretrained: str = setting("", "Checkpoint directory of weights to start from. Empty: start from scratch.")
 
 
 @dataclass
 class LossConfig:
     """Weights of the loss terms. Source: the original's head and `detr_loss`, `loss_weight` in its configs."""
 
-    # matching costs
-    cost_class: float = 1.0
-    cost_boxes: float = 5.0
-    cost_giou: float = 2.0
-    cost_point: float = 2.0
-    # detection terms of the last decoder layer; the sum over layers is then scaled by `detection`
-    class_weight: float = 1.0
-    boxes_weight: float = 5.0
-    giou_weight: float = 2.0
-    auxiliary_weights: str = "one"  # of earlier layers: 1 each, as the original does; "same": as the last layer's
-    no_object_weight: float = 0.1
-    detection: float = 0.1
-    # masks
-    dice: float = 1.0
-    bce: float = 1.0
-    negative_masks: float = 0.2  # unmatched queries against empty masks; 0 for RefCOCO
-    point_map: float = 0.1
-    # does the sentence mean anything at all
-    no_target: float = 0.2
-    no_target_class_weights: tuple[float, float] = (0.9, 1.1)  # (something is meant, nothing is)
+    cost_class: float = setting(1.0, "Weight of the object probability in the matching cost.", least=0)
+    cost_boxes: float = setting(5.0, "Weight of the L1 distance of boxes in the matching cost.", least=0)
+    cost_giou: float = setting(2.0, "Weight of the generalized IoU in the matching cost.", least=0)
+    cost_point: float = setting(
+        2.0, "Weight of the L1 distance between query point and box centre in the matching cost.", least=0
+    )
+    class_weight: float = setting(1.0, "Weight of the class term of the last decoder layer.", least=0)
+    boxes_weight: float = setting(5.0, "Weight of the L1 term of the last decoder layer.", least=0)
+    giou_weight: float = setting(2.0, "Weight of the generalized-IoU term of the last decoder layer.", least=0)
+    auxiliary_weights: str = setting(
+        "one",
+        "Weights of the earlier decoder layers' terms: 1 each, as in the original ('one'), or the last layer's ('same').",
+        choices=("one", "same"),
+    )
+    no_object_weight: float = setting(0.1, "Class weight of 'no object' in the class term.", least=0)
+    detection: float = setting(0.1, "Factor of the sum of all detection terms.", least=0)
+    dice: float = setting(1.0, "Weight of the dice loss of masks.", least=0)
+    bce: float = setting(1.0, "Weight of the binary cross entropy of masks.", least=0)
+    negative_masks: float = setting(
+        0.2, "Weight of unmatched queries' masks, compared with empty masks. 0 in the RefCOCO config.", least=0
+    )
+    point_map: float = setting(0.1, "Weight of the point map's mask loss.", least=0)
+    no_target: float = setting(0.2, "Weight of the no-target term.", least=0)
+    no_target_class_weights: tuple[float, float] = setting(
+        (0.9, 1.1), "Class weights of the no-target term: (something is meant, nothing is meant).", least=0
+    )
 
 
 @dataclass
 class DataConfig:
     """Where the records come from."""
 
-    name: str = "shapes"  # "shapes": the embedded data set; else a TFDS config of data_pipelines.referring
-    data_dir: str = ""
-    tokenizer: str = ""  # sentencepiece model; "" is the embedded data set's own
-    train_split: str = "train"
-    eval_splits: tuple[str, ...] = ("val",)
-    max_targets: int = 10  # T
-    num_workers: int = 2  # threads, each at work on a batch
-    num_processes: int = 0  # of training: so many processes of num_workers threads each; 0: threads of this one
-    picture_cache_mb: int = 6144  # decoded pictures kept in memory, over all processes; 0: none. Not used with jitter
-    jitter: bool = False  # large-scale jitter of training pictures, which leaves alone what a sentence speaks of
-    jitter_scales: tuple[float, float] = (0.3, 1.4)  # below 1 the picture shrinks, above 1 a part of it is cut out
-    jitter_flip: float = 0.5  # probability of mirroring with jitter
-    shapes_level: str = "basic"  # "basic", "full", or "outlines": "basic" with sentences that name nothing but shapes
-    shapes_curriculum: int = 0  # > 0: so many examples are of the first level of shapes_turns, then all by turns
-    shapes_turns: tuple[str, ...] = ("basic", "full")
-    num_eval_examples: int = 0  # 0: the whole split
+    name: str = setting(
+        "shapes", "'shapes', the embedded data set, or a prepared one: grefcoco, refcoco, refzom, rrefcoco, custom."
+    )
+    data_dir: str = setting("", "Directory that `data_pipelines.prepare` wrote to. Unused by 'shapes'.")
+    tokenizer: str = setting("", "Path of the sentencepiece model. Empty: the embedded data set's own.")
+    train_split: str = setting("train", "Split to train on.")
+    eval_splits: tuple[str, ...] = setting(("val",), "Splits to evaluate.")
+    max_targets: int = setting(10, "Largest number of objects per record (T); a record with more is an error.", least=1)
+    num_workers: int = setting(2, "Data-loading threads per process.", least=0)
+    num_processes: int = setting(
+        0, "Data-loading processes for training, each with num_workers threads. 0: use threads only.", least=0
+    )
+    picture_cache_mb: int = setting(
+        6144, "Size of the in-memory cache of decoded pictures in MB, over all processes. 0: no cache.", least=0
+    )
+    jitter: bool = setting(False, "Augment training pictures by large-scale jitter.")
+    jitter_scales: tuple[float, float] = setting(
+        (0.3, 1.4), "Range of jitter scales: below 1 the picture shrinks, above 1 a part of it is cut out.", least=0
+    )
+    jitter_flip: float = setting(0.5, "Probability of mirroring with jitter.", least=0, most=1)
+    shapes_level: str = setting(
+        "basic",
+        "Difficulty of the embedded data: 'basic', 'full', or 'outlines' ('basic' with sentences that name only shapes).",
+        choices=("basic", "full", "outlines"),
+    )
+    shapes_curriculum: int = setting(
+        0,
+        "Number of training examples of the first level of shapes_turns; later ones cycle through all of them. 0: train "
+        "on shapes_level only.",
+        least=0,
+    )
+    shapes_turns: tuple[str, ...] = setting(
+        ("basic", "full"), "Levels of the curriculum.", choices=("basic", "full", "outlines")
+    )
+    num_eval_examples: int = setting(0, "Number of examples to evaluate per split. 0: the whole split.", least=0)
 
 
 @dataclass
 class OptimConfig:
-    """Source: core/optimizer.py and core/scheduler.py of the original."""
+    """Optimizer and schedule. Source: core/optimizer.py and core/scheduler.py of the original."""
 
-    name: str = (
-        "adam"  # "adam" (with AMSGrad as torch computes it), "adamw", or "muon" (linear layers' matrices; else Adam)
+    name: str = setting(
+        "adam",
+        "Optimizer: 'adam', 'adamw' (decoupled weight decay), or 'muon' (for matrices of linear layers, Adam elsewhere).",
+        choices=("adam", "adamw", "muon"),
     )
-    learning_rate: float = 5e-4
-    backbone_scale: float = 0.1
-    layer_decay: float = 1.0  # times this for every block between a backbone parameter and the backbone's end
-    frozen: tuple[
-        str, ...
-    ] = ()  # parameters that stay as they are, by the beginning of their name: "backbone.text_embed"
-    b1: float = 0.9
-    b2: float = 0.98
-    eps: float = 1e-9
-    weight_decay: float = 0.0
-    amsgrad: bool = True
-    clip_norm: float = 0.15
-    schedule: str = (
-        "step"  # "step": warm-up and decay by epoch as the original; "piecewise", "cosine": by optimizer step
+    learning_rate: float = setting(5e-4, "Peak learning rate of the head.", least=0)
+    backbone_scale: float = setting(0.1, "Factor of the learning rate in the backbone.", least=0)
+    layer_decay: float = setting(
+        1.0,
+        "Factor of the learning rate per block between a backbone parameter and the backbone's end.",
+        least=0,
+        most=1,
     )
-    warmup_epochs: int = 1
-    decay_epochs: tuple[int, ...] = (7,)
-    decay_factor: float = 0.1  # of "step" and "piecewise"
-    warmup_steps: int = 0  # of "piecewise" and "cosine", linear
-    decay_steps: tuple[int, ...] = ()  # of "piecewise"
+    frozen: tuple[str, ...] = setting((), "Prefixes of parameters to freeze, e.g. 'backbone.text_embed'.")
+    b1: float = setting(0.9, "Decay rate of Adam's first moment.", least=0, most=1)
+    b2: float = setting(0.98, "Decay rate of Adam's second moment.", least=0, most=1)
+    eps: float = setting(1e-9, "Adam's epsilon.", least=0)
+    weight_decay: float = setting(0.0, "Weight decay of matrices, for 'adamw' and 'muon'.", least=0)
+    amsgrad: bool = setting(True, "Use AMSGrad, computed as in torch.")
+    clip_norm: float = setting(0.15, "Largest global gradient norm. 0: no clipping.", least=0)
+    schedule: str = setting(
+        "step",
+        "'step' warms up and decays by epoch, as in the original; 'piecewise' and 'cosine' by optimizer step.",
+        choices=("step", "piecewise", "cosine"),
+    )
+    warmup_epochs: int = setting(1, "Epochs of linear warm-up, for 'step'.", least=0)
+    decay_epochs: tuple[int, ...] = setting(
+        (7,), "Epochs at which 'step' multiplies the rate by decay_factor.", least=0
+    )
+    decay_factor: float = setting(0.1, "Factor of each decay, for 'step' and 'piecewise'.", least=0)
+    warmup_steps: int = setting(0, "Steps of linear warm-up, for 'piecewise' and 'cosine'.", least=0)
+    decay_steps: tuple[int, ...] = setting(
+        (), "Steps at which 'piecewise' multiplies the rate by decay_factor.", least=0
+    )
 
 
 @dataclass
 class EvalConfig:
     """How answers are read off the outputs and compared."""
 
-    task: str = "gres"  # "gres" (gRefCOCO), "refcoco", "refzom", "rrefcoco"
-    protocol: str = "official"  # as the original does, slips included, or "strict"; of training targets too
-    resolution: str = "network"  # compare at the network's picture size, as the original does, or at the "original" one
-    batch_size: int = 16
-    score_threshold: float = 0.7
-    mask_threshold: float = 0.5
-    score_weighted: bool = True  # multiply a query's score by the probability that something is meant
-    no_target_rule: str = "sigmoid"  # "sigmoid": of logit 0, as the original; "softmax": over the two logits
-    mask_merge: str = "merge"  # "merge", "global" or "instance"
-    nms_threshold: float = 0.0  # 0: no non-maximum suppression
+    task: str = setting(
+        "gres",
+        "Metrics: 'gres' (gRefCOCO), 'refcoco', 'refzom' or 'rrefcoco'.",
+        choices=("gres", "refcoco", "refzom", "rrefcoco"),
+    )
+    protocol: str = setting(
+        "official",
+        "'official' reads records and computes metrics exactly as the original; 'strict' without its slips. Applies to "
+        "training targets too.",
+        choices=("official", "strict"),
+    )
+    resolution: str = setting(
+        "network",
+        "Compare masks at the network's picture size, as the original does, or at the picture's 'original' size.",
+        choices=("network", "original"),
+    )
+    batch_size: int = setting(16, "Evaluation batch size over all devices.", least=1)
+    score_threshold: float = setting(0.7, "A query counts as an object above this score.", least=0, most=1)
+    mask_threshold: float = setting(0.5, "A pixel belongs to a mask from this probability.", least=0, most=1)
+    score_weighted: bool = setting(True, "Multiply scores by the probability that something is meant.")
+    no_target_rule: str = setting(
+        "sigmoid",
+        "That probability: 'sigmoid' of the first no-target logit, as in the original, or 'softmax' over both.",
+        choices=("sigmoid", "softmax"),
+    )
+    mask_merge: str = setting(
+        "merge",
+        "Merged mask: the 'global' mask, the union of 'instance' masks, or the union of both ('merge').",
+        choices=("merge", "global", "instance"),
+    )
+    nms_threshold: float = setting(0.0, "IoU threshold of non-maximum suppression. 0: no suppression.", least=0, most=1)
 
 
 @dataclass
 class TrainConfig:
     """The run itself."""
 
-    seed: int = 0
-    batch_size: int = 16  # over all devices
-    accumulate_steps: int = (
-        1  # parts that a batch is worked off in, one after the other; losses are still those of the whole
+    seed: int = setting(0, "Seed of parameters, data order and dropout.", least=0)
+    batch_size: int = setting(16, "Global batch size, over all devices.", least=1)
+    accumulate_steps: int = setting(
+        1, "Number of parts a batch is computed in, one after the other, to save memory. Losses do not change.", least=1
     )
-    mesh_data: int = 0  # devices that a batch is split over, each with all parameters; 0: as many as mesh_fsdp leaves
-    mesh_fsdp: int = 1  # devices that parameters, optimizer state and average are split over as well as the batch
-    num_epochs: int = 10
-    num_steps: int = 0  # > 0 overrides num_epochs
-    ema_decay: float = 0.0  # average of parameters and statistics to evaluate with; 0: none, as the original trains
-    log_every: int = 50
-    eval_every: int = 0  # steps; 0: at the end only
-    checkpoint_every: int = 0  # steps between saved states; 0: at the end only
-    keep_checkpoints: int = 3  # states that stay, the latest
-    best_metric: str = ""  # WORKDIR/best is best in this, on the first of data.eval_splits; "": the task's headline
-    bad_steps: str = "stop"  # where loss or gradient is not finite, or loss_limit passed: "stop", or "skip" such steps
-    loss_limit: float = 0.0  # > 0: a step with a greater loss is bad too
-    checkpoint_dtype: str = "float32"  # of WORKDIR/checkpoint; "float16" halves it (loaded as float32 again)
+    mesh_data: int = setting(0, "Size of the data-parallel axis. 0: all devices not used by mesh_fsdp.", least=0)
+    mesh_fsdp: int = setting(
+        1, "Size of the axis that splits parameters and optimizer state as well as the batch. 1: no splitting.", least=1
+    )
+    num_epochs: int = setting(10, "Epochs to train.", least=0)
+    num_steps: int = setting(0, "Optimizer steps to train. 0: num_epochs decides.", least=0)
+    ema_decay: float = setting(
+        0.0, "Decay of the weight average used for evaluation. 0: no average, as in the original.", least=0, most=1
+    )
+    log_every: int = setting(50, "Steps between log lines.", least=1)
+    eval_every: int = setting(0, "Steps between evaluations. 0: at the end only.", least=0)
+    checkpoint_every: int = setting(0, "Steps between saved states. 0: at the end only.", least=0)
+    keep_checkpoints: int = setting(3, "Number of latest states to keep.", least=1)
+    best_metric: str = setting(
+        "", "Metric that selects WORKDIR/best, on the first of data.eval_splits. Empty: the task's headline metric."
+    )
+    bad_steps: str = setting(
+        "stop",
+        "What to do when loss or gradient is not finite or exceeds loss_limit: 'stop', or 'skip' the step.",
+        choices=("stop", "skip"),
+    )
+    loss_limit: float = setting(0.0, "A step with a greater loss is bad. 0: no limit.", least=0)
+    checkpoint_dtype: str = setting(
+        "float32",
+        "Data type of WORKDIR/checkpoint; 'float16' halves it (loaded as float32 again).",
+        choices=("float32", "float16"),
+    )
 
 
 @dataclass
@@ -226,55 +337,37 @@ def load(path: str | Path) -> Config:
     return from_json(text, str(path))
 
 
-CHOICES = {
-    "model.point_selection": ("distance", "attention"),
-    "model.text_selection": ("token", "channel"),
-    "model.compute_dtype": ("float32", "bfloat16", "float64"),
-    "model.initialization": ("normal", "local"),
-    "model.remat": ("none", "blocks", "dots"),
-    "loss.auxiliary_weights": ("one", "same"),
-    **dict.fromkeys(("data.shapes_level", "data.shapes_turns"), ("basic", "full", "outlines")),
-    "optim.name": ("adam", "adamw", "muon"),
-    "optim.schedule": ("step", "piecewise", "cosine"),
-    "eval.task": ("gres", "refcoco", "refzom", "rrefcoco"),
-    "eval.protocol": ("official", "strict"),
-    "eval.resolution": ("network", "original"),
-    "eval.no_target_rule": ("sigmoid", "softmax"),
-    "eval.mask_merge": ("merge", "global", "instance"),
-    "train.bad_steps": ("stop", "skip"),
-    "train.checkpoint_dtype": ("float32", "float16"),
-}
-# field -> least and greatest value
-RANGES = {
-    **{f"model.{f.name}": (1, math.inf) for f in dataclasses.fields(ModelConfig) if f.type in ("int", int)},
-    **dict.fromkeys(("model.drop_path", "model.head_dropout", "train.ema_decay"), (0, 1)),
-    **dict.fromkeys(("eval.score_threshold", "eval.mask_threshold", "eval.nms_threshold", "data.jitter_flip"), (0, 1)),
-    **dict.fromkeys(("train.batch_size", "train.accumulate_steps", "train.log_every"), (1, math.inf)),
-    **dict.fromkeys(("train.keep_checkpoints", "eval.batch_size", "data.max_targets"), (1, math.inf)),
-    **dict.fromkeys(
-        ("train.num_steps", "train.num_epochs", "train.eval_every", "train.checkpoint_every"), (0, math.inf)
-    ),
-    **dict.fromkeys(("data.num_workers", "data.num_processes", "data.picture_cache_mb"), (0, math.inf)),
-    **dict.fromkeys(("data.num_eval_examples", "data.shapes_curriculum", "optim.learning_rate"), (0, math.inf)),
-    **dict.fromkeys(
-        ("optim.warmup_steps", "optim.warmup_epochs", "optim.clip_norm", "optim.weight_decay"), (0, math.inf)
-    ),
-}
+def fields(config: Config) -> dict[str, tuple[dataclasses.Field, typing.Any]]:
+    """Dotted name -> (the field, its value), of every setting."""
+    sections = {section.name: getattr(config, section.name) for section in dataclasses.fields(config)}
+    return {
+        f"{name}.{one.name}": (one, getattr(section, one.name))
+        for name, section in sections.items()
+        for one in dataclasses.fields(section)
+    }
 
 
 def check(config: Config) -> None:
     """Raise InputError for the first setting that names no choice, is out of range, or does not fit another one."""
-    for name, choices in CHOICES.items():
-        value = _get(config, name)
-        for one in (value or ("",)) if isinstance(value, tuple) else (value,):
-            if one not in choices:
-                raise InputError(f"{name} is {one!r}; expected one of {', '.join(choices)}")
-    for name, (least, greatest) in RANGES.items():
-        value = _get(config, name)
-        if not least <= value <= greatest:
-            expected = f"at least {least}" if greatest == math.inf else f"{least} to {greatest}"
-            raise InputError(f"{name} is {value}; expected {expected}")
+    for name, (about, value) in fields(config).items():
+        for one in value if isinstance(value, tuple) else (value,):
+            _check_value(name, about.metadata, one)
+        if value == () and about.metadata["choices"]:
+            raise InputError(f"{name} is empty; expected at least one of {', '.join(about.metadata['choices'])}")
     _check_sizes(config.model)
+
+
+def _check_value(name: str, stated: typing.Mapping[str, typing.Any], value: typing.Any) -> None:
+    if stated["choices"] and value not in stated["choices"]:
+        raise InputError(f"{name} is {value!r}; expected one of {', '.join(stated['choices'])}")
+    if isinstance(value, str | bool):
+        return
+    least, most = stated["least"], stated["most"]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"{name} is {value}; expected a finite number")
+    if not least <= value <= most:
+        expected = f"at least {least}" if most == math.inf else f"{least} to {most}"
+        raise InputError(f"{name} is {value}; expected {expected}")
 
 
 def _check_sizes(model: ModelConfig) -> None:
@@ -305,11 +398,6 @@ def _check_sizes(model: ModelConfig) -> None:
     if tokens > model.max_text_positions - 2:
         told = f"model.max_tokens is {tokens}, model.max_text_positions {model.max_text_positions}"
         raise InputError(f"{told}; expected at most {model.max_text_positions - 2} tokens: two positions are not used")
-
-
-def _get(config: Config, name: str) -> typing.Any:
-    section, field_name = name.split(".")
-    return getattr(getattr(config, section), field_name)
 
 
 def _from_dict(cls: type, raw: object, source: str, prefix: str):

@@ -45,13 +45,32 @@ def test_every_value_of_several_must_be_a_choice():
     wrong = Config(data=configs.DataConfig(shapes_turns=("basic", "hard")))
     with pytest.raises(InputError, match=r"data\.shapes_turns is 'hard'; expected one of basic, full, outlines"):
         configs.check(wrong)
-    with pytest.raises(InputError, match=r"data\.shapes_turns is ''; expected one of"):
+    with pytest.raises(InputError, match=r"data\.shapes_turns is empty; expected at least one of"):
         configs.check(Config(data=configs.DataConfig(shapes_turns=())))
 
 
-def test_every_listed_field_exists():
+@pytest.mark.parametrize(
+    "name", [name for name, (about, _) in configs.fields(Config()).items() if about.metadata["choices"]]
+)
+def test_every_choice_is_checked(name):
     config = Config()
-    for name in (*configs.CHOICES, *configs.RANGES):
-        section, field = name.split(".")
-        assert hasattr(getattr(config, section), field), name
-    assert "model.num_queries" in configs.RANGES
+    section, field = name.split(".")
+    setattr(getattr(config, section), field, "half")
+    with pytest.raises(InputError, match=f"{name} is 'half'; expected one of "):
+        configs.check(config)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_every_number_must_be_finite(value):
+    for name, (_, default) in configs.fields(Config()).items():
+        if isinstance(default, float):
+            config = Config()
+            section, field = name.split(".")
+            setattr(getattr(config, section), field, value)
+            with pytest.raises(InputError, match=rf"{name} is (nan|-?inf); expected a finite number"):
+                configs.check(config)
+
+
+def test_every_field_says_what_it_does():
+    for name, (about, _) in configs.fields(Config()).items():
+        assert about.metadata["text"].endswith("."), name

@@ -84,8 +84,8 @@ class BEiT3(nnx.Module):
         num_patches = (config.image_height // patch) * (config.image_width // patch)
         normal = nnx.initializers.normal(0.02)
         self.patch_size = patch
-        self.dtype = layers.choice(layers.DTYPES, config.compute_dtype, "model.compute_dtype")
-        self.remat = layers.choice(layers.REMAT, config.remat, "model.remat")
+        self.dtype = layers.DTYPES[config.compute_dtype]
+        self.remat = layers.REMAT[config.remat]
         self.patch_embed = layers.Linear(patch * patch * 3, width, rngs=rngs)
         self.class_token = nnx.Param(normal(rngs.params(), (1, 1, width)))
         self.text_embed = nnx.Embed(config.vocab_size, width, embedding_init=normal, rngs=rngs)

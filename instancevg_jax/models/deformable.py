@@ -145,7 +145,7 @@ class DeformableDecoder(nnx.Module):
         self.reference_points = layers.Linear(
             config.head_width, 2, kernel_init=nnx.initializers.xavier_normal(), rngs=rngs
         )
-        self.remat = layers.choice(layers.REMAT, config.remat, "model.remat")
+        self.remat = layers.REMAT[config.remat]
         self.layers = nnx.List([DecoderLayer(config, num_levels, rngs=rngs) for _ in range(config.decoder_layers)])
 
     def __call__(

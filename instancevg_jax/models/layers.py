@@ -7,7 +7,7 @@ float32 at least.
 import functools
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
@@ -16,8 +16,6 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
-
-from instancevg_jax.errors import InputError
 
 Value = TypeVar("Value")
 DTYPES = {
@@ -31,13 +29,6 @@ REMAT: dict[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
     "blocks": nnx.remat,
     "dots": functools.partial(nnx.remat, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable),
 }
-
-
-def choice(table: Mapping[str, Value], value: str, field: str) -> Value:
-    """table[value]. Raises InputError naming the config's field."""
-    if value not in table:
-        raise InputError(f"{field} is {value!r}; expected one of {', '.join(table)}")
-    return table[value]
 
 
 def wide_dtype(x: Array) -> jnp.dtype:

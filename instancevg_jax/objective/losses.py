@@ -15,7 +15,6 @@ from jaxtyping import Bool, Float, Int
 
 from instancevg_jax import boxes as box_ops
 from instancevg_jax.config import LossConfig
-from instancevg_jax.errors import InputError
 from instancevg_jax.objective.matching import match
 from instancevg_jax.types import Array, Matches, Outputs, Targets
 
@@ -198,8 +197,6 @@ def _rows(array: Array, index: Int[Array, "*n"]) -> Array:
 
 
 def _detection_weights(num_layers: int, config: LossConfig) -> dict[str, float]:
-    if config.auxiliary_weights not in ("one", "same"):
-        raise InputError(f'loss.auxiliary_weights is {config.auxiliary_weights!r}; expected "one" or "same"')
     last = {"class": config.class_weight, "boxes": config.boxes_weight, "giou": config.giou_weight}
     earlier = last if config.auxiliary_weights == "same" else dict.fromkeys(last, 1.0)
     return last | {f"{name}_{layer}": weight for layer in range(num_layers - 1) for name, weight in earlier.items()}

@@ -10,7 +10,6 @@ import pytest
 
 from instancevg_jax.boxes import xyxy_to_cxcywh
 from instancevg_jax.config import LossConfig
-from instancevg_jax.errors import InputError
 from instancevg_jax.objective import losses
 from instancevg_jax.objective.matching import match
 from instancevg_jax.types import Outputs, Targets
@@ -193,8 +192,3 @@ def test_padding_changes_nothing():
     _, b, other, _ = compiled()(outputs, garbage)
     for x, y in zip(jax.tree.leaves((a, gradients)), jax.tree.leaves((b, other)), strict=True):
         np.testing.assert_array_equal(x, y)
-
-
-def test_unknown_auxiliary_weights():
-    with pytest.raises(InputError, match=r"loss\.auxiliary_weights is 'half'"):
-        compiled(auxiliary_weights="half")(*random_case([1]))
