@@ -325,7 +325,7 @@ def _log_pictures(log: RunLog, step: int, predictor: Predictor, split: str) -> N
         predictor.config, split, predictor.tokenizer, length=predictor.config.data.num_eval_examples
     )
     shown = [source.show(record) for record in range(min(PICTURES, len(source)))]
-    groundings = predictor.predict_batch([s.picture for s in shown], [s.expression for s in shown])
+    groundings = predictor.predict_batch([(s.picture, s.expression) for s in shown])
     for record, (about, grounding) in enumerate(zip(shown, groundings, strict=True)):
         truth = Truth(about.boxes_xyxy, about.masks)
         log.picture(step, f"{split}/{record}", draw_grounding(about.picture, grounding, about.expression, truth))

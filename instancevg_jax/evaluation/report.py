@@ -185,7 +185,7 @@ def _pictures(
     records: Sequence[int], evaluation: Evaluation, source: splits.Split, predictor: Predictor
 ) -> list[Picture]:
     shown = [source.show(record) for record in records]
-    groundings = predictor.predict_batch([s.picture for s in shown], [s.expression for s in shown])
+    groundings = predictor.predict_batch([(s.picture, s.expression) for s in shown])
     return [
         Picture(
             draw_grounding(s.picture, grounding, s.expression, Shown(s.boxes_xyxy, s.masks)),
