@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from instancevg_jax.answers.draw import (
-    ALERT, BAR, MIN_SIDE, MIN_WIDTH, NOTE, PALETTE, UNSURE, Truth, draw_grounding,
+    ALERT,
+    BAR,
+    MIN_SIDE,
+    MIN_WIDTH,
+    NOTE,
+    PALETTE,
+    UNSURE,
+    Truth,
+    draw_grounding,
 )  # fmt: skip
 from instancevg_jax.answers.grounding import Grounding
 
