@@ -6,7 +6,7 @@ WORKDIR /opt/instancevg_jax
 COPY requirements/py312-cuda.txt requirements/
 RUN pip install --no-cache-dir --require-hashes -r requirements/py312-cuda.txt
 COPY . .
-RUN pip install --no-cache-dir --no-deps --no-build-isolation .
+ENV PYTHONPATH=/opt/instancevg_jax
 WORKDIR /work
-ENTRYPOINT ["instancevg"]
+ENTRYPOINT ["python", "-m", "instancevg_jax"]
 CMD ["--help"]
