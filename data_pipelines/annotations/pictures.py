@@ -43,9 +43,8 @@ def _spellings(name: str, folder: str) -> Iterator[str]:
     """Other names of the same picture, by combinations of what systems and tools change in names; then COCO's other names."""
     names = [name]
     changes: list[Callable[[str], str]] = [
-        lambda n: n.replace("\\", "/"),
+        lambda n: str(PurePosixPath(n.replace("\\", "/"))),
         unquote,
-        lambda n: n.removeprefix("./"),
         lambda n: n.removeprefix(f"{folder}/"),
         lambda n: unicodedata.normalize("NFC", n),
         lambda n: unicodedata.normalize("NFD", n),
