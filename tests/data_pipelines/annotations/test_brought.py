@@ -82,7 +82,9 @@ def test_what_is_not_read_says_what_it_looks_like(tmp_path: Path, name: str, con
         read(tmp_path / name)
 
 
-def test_names_of_files_that_no_system_has():
+def test_names_of_no_file(tmp_path: Path):
+    with pytest.raises(InputError, match="is a folder; expected a file of annotations"):
+        read(tmp_path)
     for name in ("nowhere.json", "a" * 300, "a/" * 3000 + "b"):
         with pytest.raises(InputError, match=r"no such file|File name too long"):
             read(name)
@@ -139,6 +141,10 @@ def test_a_list_of_rles_is_their_union(tmp_path: Path):
         (CODE | {"counts": "1 100 5 20"}, "mask.counts is '1 100 5 20'; expected COCO's compressed run lengths"),
         (CODE | {"counts": [0, 100]}, r"mask: the RLE's runs sum to 100; expected 40 \* 60"),
         ([[1, 2, 3, 1e6, 5, 6]], r"a coordinate of .*mask\[0\] is 1000000.0; expected at most 100,000 pixels"),
+        (
+            [[0, 1, 1, 0], [0, 1, 1, 0]],
+            r"mask holds only 0 and 1, like a bitmap or normalized coordinates; expected polygons",
+        ),
         ({}, r"mask.size is missing or null; expected \[height, width\]"),
         ("masks/none.png", "is 'masks/none.png', taken for the file of a mask, which does not exist; expected it in"),
         ("../a.png", "does not exist; expected it in a path within the folder of pictures"),
@@ -229,6 +235,8 @@ ACCENT = "caf\u00e9 \u212b.png"
         (unicodedata.normalize("NFD", ACCENT), unicodedata.normalize("NFC", ACCENT)),
         ("a%20b%C3%A9.png", "a bé.png"),
         ("a.JPG", "a.jpg"),
+        ("A b.png ", "a b.png"),
+        ("COCO_train2014_000000000309_1161269.jpg", "000000000309.jpg"),
         ("a.jpg", "a.JPG"),
         ("a.jpeg", "a.jpg"),
         ("COCO_train2014_000000000009.jpg", "000000000009.jpg"),
