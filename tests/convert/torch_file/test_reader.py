@@ -50,7 +50,7 @@ def test_torch_reads_its_own_files_as_we_do():
 
 def test_reading_does_not_import_torch():
     read_it = f"t.read_checkpoint({str(DATA / 'dtypes.pth')!r})"
-    code = f"import sys; from convert import torch_reader as t; {read_it}; assert 'torch' not in sys.modules"
+    code = f"import sys; from convert.torch_file import reader as t; {read_it}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ)
 
 
