@@ -16,10 +16,11 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
-from convert.torch_file import pickle_data, safetensors_reader, zip_index
-from convert.torch_file.pickle_data import Constructor, Malformed, Name, shown
+from convert.torch_file import safetensors_reader, zip_index
 from convert.torch_file.tensor_ref import Storage, TensorRef
 from instancevg_jax.errors import InputError
+from instancevg_jax.pickles import machine
+from instancevg_jax.pickles.values import Constructor, Malformed, Name, shown
 
 MAX_PICKLE_BYTES = 64 << 20
 MAGIC = 0x1950A86A20F9469CFC6C
@@ -166,7 +167,7 @@ def _read_zip(file: BinaryIO, path: Path) -> Checkpoint:
         return _shared(storages, key, Storage(path, nbytes, dtype, order == b"big", record.offset))
 
     stream = io.BytesIO(content(pickles[0], MAX_PICKLE_BYTES))
-    data = pickle_data.load(stream, source, _constructors(path.stat().st_size), TORCH_NAMES, persistent)
+    data = machine.load(stream, source, _constructors(path.stat().st_size), TORCH_NAMES, persistent)
     return Checkpoint(path, "zip", data, checksums)
 
 
@@ -184,7 +185,7 @@ def _read_legacy(file: BinaryIO, path: Path) -> Checkpoint:
         return _shared(storages, key, Storage(path, nbytes, dtype))
 
     def load() -> Any:
-        return pickle_data.load(stream, str(path), _constructors(size), TORCH_NAMES, persistent)
+        return machine.load(stream, str(path), _constructors(size), TORCH_NAMES, persistent)
 
     if load() != MAGIC:
         raise InputError(f"{path}: a pickle, but not torch's; expected what torch.save writes")
@@ -233,6 +234,8 @@ def _reference(reference: Any) -> tuple[np.dtype | None, str, int]:
         ):
             dtype = STORAGE_TYPES[kind]
             return dtype, key, count * (dtype.itemsize if dtype else 1)
+        case ("storage", Name(kind), *_) if kind not in STORAGE_TYPES:
+            raise Malformed(f"found a tensor's storage of the unknown kind {shown(kind)}")
     raise Malformed("found a reference to something else than a tensor's storage")
 
 

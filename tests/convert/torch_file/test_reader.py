@@ -12,10 +12,10 @@ import sys
 import numpy as np
 import pytest
 
-from convert.torch_file.pickle_data import Inert
 from convert.torch_file.reader import read_checkpoint, state_dict
 from convert.torch_file.tensor_ref import TensorRef
 from instancevg_jax.errors import InputError
+from instancevg_jax.pickles.values import Inert
 from tests.convert.torch_file import archives
 from tests.convert.torch_file.archives import DATA
 
