@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
@@ -71,6 +72,21 @@ def parse(
 def load_config(spec: str) -> Config:
     """The config of FILE[:VARIANT], without overrides. Raises InputError as `parse` does."""
     return parse([f"--config={spec}"], "", {}, ())[0]
+
+
+def override(config: Config, arguments: Sequence[str]) -> Config:
+    """The config with `--config.section.field=value` applied. Raises InputError as `parse` does."""
+    values, command = flags.FlagValues(), ["command", *arguments]
+    config_flags.DEFINE_config_dataclass("config", config, flag_values=values, sys_argv=command)
+    try:
+        values(command)
+    except KeyError as error:  # ml_collections, on a field that the dataclass lacks
+        raise InputError(f"unknown config field: {error.args[0]}") from error
+    except flags.Error as error:
+        raise _cause(error) from error
+    changed: Any = values["config"].value
+    check(changed)
+    return changed
 
 
 def _check_file(argv: Sequence[str]) -> None:
