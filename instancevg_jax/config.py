@@ -130,9 +130,7 @@ class DataConfig:
     data_dir: str = setting("", "Directory that `data_pipelines.prepare` wrote to. Unused by 'shapes'.")
     tokenizer: str = setting("", "Path of the sentencepiece model. Empty: the embedded data set's own.")
     train_split: str = setting("train", "Split to train on.")
-    validation_splits: tuple[str, ...] = setting(
-        (), "Splits to validate on while training. Empty: data.eval_splits."
-    )
+    validation_splits: tuple[str, ...] = setting((), "Splits to validate on while training. Empty: data.eval_splits.")
     eval_splits: tuple[str, ...] = setting(
         ("val",), "Splits that `evaluate` measures, and that training measures at its end."
     )
@@ -180,7 +178,7 @@ class OptimConfig:
     layer_decay: float = setting(
         1.0,
         "Factor of the learning rate per block between a backbone parameter and the backbone's end.",
-        least=0,
+        least=0.01,
         most=1,
     )
     frozen: tuple[str, ...] = setting((), "Prefixes of parameters to freeze, e.g. 'backbone.text_embed'.")

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from instancevg_jax.errors import InputError, run_command
 from instancevg_jax.runtime import command_line, sharding
+from instancevg_jax.runtime.compilation import keep_compiled_programs
 from instancevg_jax.training.loop import train
 from instancevg_jax.training.trace import WARM_UP
 
@@ -31,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     options = {
         "workdir": (None, "Directory for checkpoints, metrics and logs; created if missing."),
-        "distributed": command_line.DISTRIBUTED_OPTION,
+        "distributed": sharding.DISTRIBUTED_OPTION,
         "profile": (
             None,
             f"Profile this number of steps, after {WARM_UP} warm-up steps, and write the trace to WORKDIR/profile.",
@@ -41,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     profile = str(values["profile"] or "0")
     if not profile.isdecimal():
         raise InputError(f"--profile is {profile!r}; expected a number of steps")
+    keep_compiled_programs()
     sharding.join_processes(str(values["distributed"] or ""))
     train(config, Path(str(values["workdir"])), ["python -m instancevg_jax.train", *argv], int(profile))
 

@@ -15,7 +15,9 @@ def check_profile(count: int, num_steps: int) -> None:
     """Raise InputError if a run is too short for a trace of `count` steps."""
     if count and num_steps < WARM_UP + count:
         needed = WARM_UP + count
-        raise InputError(f"--profile {count} needs {needed} steps, {WARM_UP} of them to warm up; the run has {num_steps}")
+        raise InputError(
+            f"--profile {count} needs {needed} steps, {WARM_UP} of them to warm up; the run has {num_steps}"
+        )
 
 
 class Trace:
