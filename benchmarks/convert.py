@@ -20,7 +20,6 @@ from pathlib import Path
 
 import numpy as np
 
-from configs.families import official
 from convert import export
 from convert.instancevg import TABLE
 from convert.rules import to_source
@@ -29,6 +28,7 @@ from instancevg_jax import config as configs
 from instancevg_jax.config import Config
 from instancevg_jax.errors import InputError, run_command
 from instancevg_jax.inputs.tokenizer import Tokenizer
+from instancevg_jax.runtime.command_line import load_config
 
 GIB = 2**30
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
@@ -41,7 +41,7 @@ print(sum(float(tensor.sum()) for tensor in state.values()))
 
 def settings(size: str, kind: str) -> Config:
     """The official run of that size and data set, or the parity fixtures' model."""
-    return Config(model=configs.tiny()) if size == "tiny" else official(kind, size)
+    return Config(model=configs.tiny()) if size == "tiny" else load_config(f"{kind}:{size}")
 
 
 def make_file(path: Path, config: Config) -> None:

@@ -19,7 +19,7 @@ from instancevg_jax.config import Config
 from instancevg_jax.errors import InputError, run_command
 from instancevg_jax.evaluation import report
 from instancevg_jax.evaluation.coco import write as write_coco
-from instancevg_jax.evaluation.evaluator import Evaluation, Evaluator, conditions
+from instancevg_jax.evaluation.evaluator import Evaluation, Evaluator, conditions, open_eval_split
 from instancevg_jax.evaluation.sweep import SWEPT, best_thresholds
 from instancevg_jax.files import write_atomically
 from instancevg_jax.runtime import command_line, sharding
@@ -99,8 +99,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     model, stored = checkpoint.load_model(directory)
     config = dataclasses.replace(given, model=stored.model)
     tokenizer = checkpoint.load_tokenizer(directory)
-    evaluator = Evaluator(model, config, tokenizer, sweep=sweep, coco=coco)
-    evaluations = [evaluator(model, split, verbose=True) for split in config.data.eval_splits]
+    evaluator = Evaluator(model, config, sharding.make_mesh(), sweep=sweep, coco=coco)
+    evaluations = [
+        evaluator(model, split, open_eval_split(config, split, tokenizer, sentences=coco), verbose=True)
+        for split in config.data.eval_splits
+    ]
     if not evaluations:
         raise InputError("data.eval_splits is empty; expected at least one split")
     if not sharding.is_first_process():

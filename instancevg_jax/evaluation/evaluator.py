@@ -27,7 +27,6 @@ from instancevg_jax.runtime.console import duration, say, two_digits
 from instancevg_jax.types import Batch, Predictions
 
 RULES = ("sigmoid", "softmax")  # how "nothing is meant" is read off; both are measured
-HEADLINES = {"gres": "gIoU", "refcoco": "mIoU", "refzom": "mIoU", "rrefcoco": "rIoU"}  # task -> the metric to choose by
 
 
 @dataclass(frozen=True)
@@ -47,14 +46,14 @@ class Evaluator:
     """Measures models of one architecture on splits; compiled once, whatever the number of splits and of parameters tried."""
 
     def __init__(
-        self, model: InstanceVG, config: Config, tokenizer: Tokenizer, *, sweep: bool = False, coco: bool = False
+        self, model: InstanceVG, config: Config, mesh: jax.sharding.Mesh, *, sweep: bool = False, coco: bool = False
     ) -> None:
         """Prepare to measure.
 
         Args:
             model: a network of the architecture.
             config: its `eval` section says what is compared, and how.
-            tokenizer: of the model.
+            mesh: the devices, as `sharding.make_mesh` gives them.
             sweep: measure at other score thresholds too.
             coco: collect the answers as COCO results.
 
@@ -62,24 +61,27 @@ class Evaluator:
             InputError: a setting that does not exist, or a batch size that the devices do not divide.
         """
         check(config)
-        self._mesh = sharding.make_mesh()
-        sharding.check_batch_size(config.eval.batch_size, self._mesh, "eval.batch_size")
-        self._config, self._tokenizer, self._coco = config, tokenizer, coco
+        sharding.check_batch_size(config.eval.batch_size, mesh, "eval.batch_size")
+        self._mesh, self._config, self._coco = mesh, config, coco
         self._thresholds = thresholds_around(config.eval.score_threshold) if sweep else ()
         self._predict = _prediction_fn(nnx.graphdef(model), config, self._mesh, self._thresholds, coco)
         self._compiled: Any = None  # the same, compiled
 
     def __call__(
-        self, model: InstanceVG, split: str, *, verbose: bool = False, after_batch: Callable[[], None] = lambda: None
+        self,
+        model: InstanceVG,
+        split: str,
+        source: splits.Split,
+        *,
+        verbose: bool = False,
+        after_batch: Callable[[], None] = lambda: None,
     ) -> Evaluation:
         """Measure `model` on every record of `split`, each once, on however many devices and processes there are.
 
-        With `verbose`, print how far it is, now and then. `after_batch` is called after each batch and may raise. Raises
-        InputError for a split that does not exist or has no end, and for a training split of real data, of whose sentences
-        one is drawn, where the picture's own pixels are asked for.
+        `source` is the split as `open_eval_split` gives it. With `verbose`, print the progress every few seconds.
+        `after_batch` is called after each batch and may raise.
         """
         config = self._config
-        source = open_measured(config, split, self._tokenizer, self._coco)
         measures = _Measures(config, source, self._thresholds, self._coco)
         state = jax.device_put(nnx.state(model), sharding.replicated(self._mesh))
         shard, shards = jax.process_index(), jax.process_count()
@@ -119,13 +121,17 @@ class Evaluator:
         return self._compiled
 
 
-def open_measured(config: Config, split: str, tokenizer: Tokenizer, coco: bool = False) -> splits.Split:
-    """The split with `data.num_eval_examples` of its records. Raises InputError as `Evaluator.__call__` does."""
+def open_eval_split(config: Config, split: str, tokenizer: Tokenizer, *, sentences: bool = False) -> splits.Split:
+    """The first `data.num_eval_examples` records of a split, or all of them.
+
+    Raises InputError for a split that does not exist or is infinite, and for a training split, where a sentence is drawn per
+    record, if `sentences` or comparison in the picture's own pixels is asked for.
+    """
     source = splits.open_split(config, split, tokenizer, length=config.data.num_eval_examples)
     if len(source) == splits.ENDLESS:
         raise InputError(f"split {split!r} of {config.data.name!r} has no end: set data.num_eval_examples")
     drawn = config.data.name != "shapes" and is_training(split)
-    if drawn and (coco or config.eval.resolution == "original"):
+    if drawn and (sentences or config.eval.resolution == "original"):
         raise InputError(
             f"data.eval_splits has {split!r}, of whose sentences one is drawn; COCO results and eval.resolution "
             "'original' need a split whose name does not start with 'train'"

@@ -110,8 +110,8 @@ class Metrics:
     """
 
     def __init__(self, task: str, score_threshold: float = 0.7, protocol: str = "official"):
-        if task not in SUMMARIES:
-            raise InputError(f"eval.task is {task!r}; expected one of {', '.join(SUMMARIES)}")
+        if task not in TASKS:
+            raise InputError(f"eval.task is {task!r}; expected one of {', '.join(TASKS)}")
         if protocol not in ("official", "strict"):
             raise InputError(f"protocol is {protocol!r}; expected official or strict")
         self.task, self.score_threshold, self.protocol = task, score_threshold, protocol
@@ -152,7 +152,7 @@ class Metrics:
         Raises InputError under task rrefcoco for records without a group.
         """
         columns = dict(zip(COLUMNS, self.to_array().T, strict=True))
-        result = SUMMARIES[self.task](columns, self.protocol)
+        result = TASKS[self.task].summarize(columns, self.protocol)
         result["coverage"] = _percent(columns["coverage"][columns["num_targets"] > 0])
         return {name: float(value) for name, value in result.items()}
 
@@ -338,9 +338,19 @@ def _rrefcoco(rows: Columns, protocol: str) -> dict[str, float]:
     }
 
 
-SUMMARIES: dict[str, Callable[[Columns, str], dict[str, float]]] = {
-    "gres": _gres,
-    "refcoco": _refcoco,
-    "refzom": _refzom,
-    "rrefcoco": _rrefcoco,
+@dataclass(frozen=True)
+class Task:
+    """What `eval.task` stands for. The last two are the metrics by which the original keeps its best models (tools/train.py)."""
+
+    summarize: Callable[[Columns, str], dict[str, float]]  # (rows, protocol) -> metrics, percent
+    headline: str  # the metric to compare models by
+    detection: str
+    segmentation: str
+
+
+TASKS = {
+    "gres": Task(_gres, headline="gIoU", detection="F1", segmentation="cIoU"),
+    "refcoco": Task(_refcoco, headline="mIoU", detection="DetACC@0.5", segmentation="mIoU"),
+    "refzom": Task(_refzom, headline="mIoU", detection="mIoU", segmentation="Acc"),
+    "rrefcoco": Task(_rrefcoco, headline="rIoU", detection="mIoU", segmentation="mRR"),
 }

@@ -156,7 +156,7 @@ def test_coverage_counts_boxes_with_a_point():
     assert np.isnan(metrics.coverage(np.zeros((1, 2)), np.zeros((0, 4))))
 
 
-@pytest.mark.parametrize("task", metrics.SUMMARIES)
+@pytest.mark.parametrize("task", metrics.TASKS)
 def test_merging_parts_gives_the_whole(task):
     pairs = list(samples())
     groups = np.arange(24) // 5
@@ -170,7 +170,7 @@ def test_merging_parts_gives_the_whole(task):
         assert merged.result() == pytest.approx(whole.result(), nan_ok=True)
 
 
-@pytest.mark.parametrize("task", metrics.SUMMARIES)
+@pytest.mark.parametrize("task", metrics.TASKS)
 @pytest.mark.parametrize("protocol", ["official", "strict"])
 def test_nothing_measured(task, protocol):
     assert all(np.isnan(v) or v == 0 for v in Metrics(task, protocol=protocol).result().values())
