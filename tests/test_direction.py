@@ -47,7 +47,8 @@ def rooms_used(path: Path) -> set[str]:
 
 
 def modules(package: str) -> list[Path]:
-    return sorted(p for p in (ROOT / package).rglob("*.py") if p.name != "__init__.py")
+    """All modules of a package; programs under assets/ are data."""
+    return sorted(p for p in (ROOT / package).rglob("*.py") if p.name != "__init__.py" and "assets" not in p.parts)
 
 
 def uses(path: Path, package: str) -> bool:
