@@ -33,7 +33,8 @@ from instancevg_jax.answers.draw import Truth, draw_grounding
 from instancevg_jax.answers.predictor import Predictor
 from instancevg_jax.config import Config
 from instancevg_jax.errors import InputError, run_command
-from instancevg_jax.evaluation.evaluator import HEADLINES, Evaluator, metric_names, open_measured, summary
+from instancevg_jax.evaluation.evaluator import Evaluator, metric_names, open_eval_split, summary
+from instancevg_jax.evaluation.metrics import TASKS
 from instancevg_jax.files import write_atomically
 from instancevg_jax.inputs.tokenizer import Tokenizer
 from instancevg_jax.models.instancevg import InstanceVG
@@ -283,11 +284,12 @@ class _Publisher:
         self._save("checkpoint", model, origin)
         if self._compiled is None:
             predictor = Predictor.from_model(model, config, self._tokenizer)
-            self._compiled = Evaluator(model, config, self._tokenizer), predictor
+            self._compiled = Evaluator(model, config, sharding.make_mesh()), predictor
         evaluate, predictor = self._compiled
         results = {}
         for split in names:
-            results[split] = evaluate(model, split, after_batch=self._check).metrics
+            source = open_eval_split(config, split, self._tokenizer)
+            results[split] = evaluate(model, split, source, after_batch=self._check).metrics
             self._log.scalars(step, split, results[split])
             say(f"step {step}, {split}: {summary(results[split])}")
         if names and sharding.is_first_process():
@@ -335,13 +337,13 @@ def _check_evaluation(config: Config, tokenizer: Tokenizer) -> None:
     """Refuse before hours of training what would fail at their end."""
     sharding.check_batch_size(config.eval.batch_size, sharding.make_mesh(), "eval.batch_size")
     for split in config.data.eval_splits:
-        open_measured(config, split, tokenizer)
+        open_eval_split(config, split, tokenizer)
     if (metric := _best_metric(config)) not in (names := metric_names(config)):
         raise InputError(f"train.best_metric is {metric!r}; expected one of {', '.join(names)}")
 
 
 def _best_metric(config: Config) -> str:
-    return config.train.best_metric or HEADLINES[config.eval.task]
+    return config.train.best_metric or TASKS[config.eval.task].headline
 
 
 def _check_profile(count: int, num_steps: int) -> None:

@@ -202,7 +202,7 @@ class _Answered:
     """What the devices compute for a batch."""
 
     predictions: dict[str, Predictions]  # by rule; with each query's own mask where answers are asked for
-    passed: Any  # `thresholds_passed` [B, H, W]; all 0 without a sweep
+    passed: Any  # `thresholds_passed` [B, H, W]; None without a sweep
 
 
 jax.tree_util.register_dataclass(_Answered)
@@ -274,7 +274,7 @@ def _prediction_fn(graph: Any, settings: EvalConfig, mesh: jax.sharding.Mesh, wi
             answer = postprocess(outputs, traced, settings.protocol)
             wanted = with_masks and rule == settings.no_target_rule
             predictions[rule] = answer if wanted else dataclasses.replace(answer, masks=None)
-        passed = thresholds_passed(outputs, settings, thresholds, settings.protocol)
+        passed = thresholds_passed(outputs, settings, thresholds, settings.protocol) if len(thresholds) else None
         return _Answered(predictions, passed)
 
     everywhere = sharding.replicated(mesh)

@@ -104,13 +104,15 @@ def _numbers(values: Any, what: str) -> np.ndarray:
 
 def _boxes(values: Any, what: str) -> Float[np.ndarray, "N 4"]:
     boxes = _numbers(values, what)
-    if boxes.size == 0:
-        return boxes.reshape(0, 4)
+    if boxes.size == 0 or boxes.shape == (4,):
+        boxes = boxes.reshape(-1, 4)
     if boxes.ndim != 2 or boxes.shape[1] != 4 or not np.isfinite(boxes).all():
         raise InputError(f"{what} have shape {boxes.shape}; expected [N, 4] finite numbers: x1, y1, x2, y2 in pixels")
     if (boxes[:, 2:] < boxes[:, :2]).any():
         wrong = boxes[(boxes[:, 2:] < boxes[:, :2]).any(1)][0].tolist()
-        raise InputError(f"{what} include {wrong}; expected x1, y1, x2, y2 with x1 <= x2 and y1 <= y2, not width and height")
+        raise InputError(
+            f"{what} include {wrong}; expected x1, y1, x2, y2 with x1 <= x2 and y1 <= y2, not width and height"
+        )
     return boxes
 
 
@@ -450,7 +452,9 @@ class Task:
     detection: str  # the original keeps the best checkpoint by this metric
     segmentation: str  # and another one by this
     tiles: tuple[str, ...]  # what a report shows first
-    score: Callable[[Row], float]  # how good one answer is, 0 to 1, by the task's own rules; below FAILED it is a failure
+    score: Callable[
+        [Row], float
+    ]  # how good one answer is, 0 to 1, by the task's own rules; below FAILED it is a failure
     always_answers: bool = False  # the best query answers whatever its score
 
 

@@ -306,7 +306,8 @@ _STYLE = """
   --bar:#4b93ee; --tick:#ff7b72; --c0:#5aa2f5; --c1:#ff8a5c; --c2:#4fc47c; --c3:#e07bc0; --c4:#e0b53a; --c5:#a194ff; } }
 body { margin:0; background:var(--page); color:var(--ink); font:15px/1.5 system-ui, "Segoe UI", Helvetica, Arial, sans-serif; }
 main { max-width:1120px; margin:0 auto; padding:24px 20px 64px; }
-h1 { font-size:26px; margin:8px 0 12px; } h2 { font-size:17px; margin:0 0 12px; } h3 { font-size:14px; margin:0; color:var(--soft); }
+h1 { font-size:26px; margin:8px 0 12px; } h2 { font-size:17px; margin:0 0 12px; }
+h3 { font-size:14px; margin:0; color:var(--soft); }
 header { margin:0 0 18px; } .facts { display:grid; grid-template-columns:max-content 1fr; gap:2px 14px; margin:0; font-size:13px; }
 .facts dt { color:var(--soft); } .facts dd { margin:0; overflow-wrap:anywhere; }
 .filter { margin:14px 0 0; } input { font:inherit; color:inherit; background:var(--card); border:1px solid var(--line);
@@ -318,15 +319,16 @@ section { background:var(--card); border:1px solid var(--line); border-radius:10
 .tiles b { display:block; font-size:28px; line-height:1.25; font-variant-numeric:tabular-nums; } small { color:var(--soft); }
 .term { position:relative; border-bottom:1px dotted var(--soft); cursor:help; }
 .term:is(:hover, :focus)::after { content:attr(data-meaning); position:absolute; left:0; top:1.7em; z-index:2; width:260px;
-  max-width:70vw; padding:8px 10px; border-radius:6px; background:var(--ink); color:var(--card); font:13px/1.4 system-ui, sans-serif;
-  white-space:normal; text-align:left; }
+  max-width:70vw; padding:8px 10px; border-radius:6px; background:var(--ink); color:var(--card);
+  font:13px/1.4 system-ui, sans-serif; white-space:normal; text-align:left; }
 summary { cursor:pointer; font-weight:600; } details dl { margin-top:12px; }
 th:nth-last-child(-n+3) .term::after { left:auto; right:0; }
 table { border-collapse:collapse; font-variant-numeric:tabular-nums; }
 th, td { padding:6px 18px 6px 0; text-align:right; border-bottom:1px solid var(--line); white-space:nowrap; }
 th:first-child, td:first-child { text-align:left; } th { color:var(--soft); font-weight:600; } tr:last-child td { border-bottom:0; }
 .grid { display:grid; grid-template-columns:repeat(auto-fill, minmax(min(100%, 420px), 1fr)); gap:16px; }
-figure { margin:0; cursor:zoom-in; } figure.large { grid-column:1 / -1; cursor:zoom-out; } img { width:100%; border-radius:6px; display:block; }
+figure { margin:0; cursor:zoom-in; } figure.large { grid-column:1 / -1; cursor:zoom-out; }
+img { width:100%; border-radius:6px; display:block; }
 figcaption { color:var(--soft); font-size:13px; margin-top:6px; } [hidden] { display:none; }
 svg { width:100%; max-width:760px; display:block; } svg text { font-size:12px; fill:var(--soft); }
 .end { text-anchor:end; } .middle { text-anchor:middle; } .axis { stroke:var(--line); }

@@ -227,7 +227,9 @@ def _decoded(encoding: Any, shape: tuple[int, int]) -> Bool[np.ndarray, "H W"]:
         raise InputError(f"a mask has size {size}; expected [{height}, {width}], the picture's height and width")
     counts = encoding["counts"]
     try:
-        rle = RLE(height, width, counts) if isinstance(counts, str) else masks.uncompressed_to_rle(counts, height, width)
+        rle = (
+            RLE(height, width, counts) if isinstance(counts, str) else masks.uncompressed_to_rle(counts, height, width)
+        )
         return masks.decode(rle).astype(bool)
     except TypeError as error:
         raise InputError(f"the counts of a mask are {str(counts)[:60]!r}; expected COCO's run lengths") from error

@@ -18,7 +18,6 @@ from instancevg_jax.evaluation.metrics import FAILED, TASKS, Row
 from instancevg_jax.evaluation.page import (
     Bar,
     Bars,
-    Cell,
     Gallery,
     Lines,
     Picture,
@@ -50,7 +49,10 @@ MEANINGS = {
     "coverage": "Share of the true boxes that contain one of the selected points.",
     **{f"Pr@{x}": f"Share of the sentences with a mask IoU of {x} or more." for x in (0.5, 0.6, 0.7, 0.8, 0.9)},
     **{f"MaskACC@{x}": f"Share of the sentences with a mask IoU of {x} or more." for x in (0.5, 0.6, 0.7, 0.8, 0.9)},
-    **{f"DetACC@{x}": f"Share of the sentences whose best box has an IoU of {x} or more." for x in (0.5, 0.6, 0.7, 0.8, 0.9)},
+    **{
+        f"DetACC@{x}": f"Share of the sentences whose best box has an IoU of {x} or more."
+        for x in (0.5, 0.6, 0.7, 0.8, 0.9)
+    },
     "always none": "The same metric if every sentence were answered with nothing.",
     "random": "REC of a box drawn at random from the objects of the picture.",
 }
@@ -63,7 +65,7 @@ def write(
     sources: Mapping[str, Split],
     *,
     facts: Mapping[str, str],
-    answer: Callable[[Sequence[np.ndarray], Sequence[str]], list[Grounding]] | None = None,
+    answer: Callable[[Sequence[tuple[np.ndarray, str]]], list[Grounding]] | None = None,
     training_log: Path | None = None,
 ) -> None:
     """Write the report.
@@ -74,7 +76,7 @@ def write(
         evaluations: one per split.
         sources: the opened splits by name.
         facts: lines of the head by name, such as the model, the date and the command.
-        answer: (pictures, sentences) -> groundings, for the galleries; None: no galleries.
+        answer: pairs of picture and sentence -> groundings, for the galleries; None: no galleries.
         training_log: metrics.jsonl of the training run, for its curves, if it exists.
     """
     sections: list[Section] = [_tiles(evaluation, config) for evaluation in evaluations]
@@ -178,7 +180,13 @@ def _by_group(
         floor = 100 * _mean(evaluation.rows[record].empty for record in records)
         odds = [100 / choices[r] for r in records if evaluation.rows[r].num_targets == 1 and choices[r]]
         rows.append(
-            [value, len(records), *(_percent(metrics[metric]) for metric in shown), _percent(floor), _percent(_mean(odds))]
+            [
+                value,
+                len(records),
+                *(_percent(metrics[metric]) for metric in shown),
+                _percent(floor),
+                _percent(_mean(odds)),
+            ]
         )
     header = [name, "records", *shown, "always none", "random"]
     return Table(f"{evaluation.split}: by {name}", header, rows)
@@ -210,10 +218,14 @@ def _size(row: Row, pixels: int) -> str:
 def _length(expression: str) -> str:
     words, bounds = len(expression.split()), (1, *LENGTHS)
     place = bisect_right(LENGTHS, words)
-    return f"{bounds[place]} words or more" if place == len(LENGTHS) else f"{bounds[place]} to {bounds[place + 1] - 1} words"
+    return (
+        f"{bounds[place]} words or more"
+        if place == len(LENGTHS)
+        else f"{bounds[place]} to {bounds[place + 1] - 1} words"
+    )
 
 
-def _percent(value: float | None) -> Cell:
+def _percent(value: float | None) -> str | None:
     return None if value is None or np.isnan(value) else f"{value:.1f}"
 
 
@@ -226,7 +238,7 @@ def _galleries(
     evaluation: Evaluation,
     source: Split,
     config: Config,
-    answer: Callable[[Sequence[np.ndarray], Sequence[str]], list[Grounding]],
+    answer: Callable[[Sequence[tuple[np.ndarray, str]]], list[Grounding]],
 ) -> list[Section]:
     """The best and the worst answers and false targets, with a different sentence in each picture of a gallery."""
     score = TASKS[config.eval.task].score
@@ -247,7 +259,7 @@ def _galleries(
     galleries = []
     for name, records in chosen.items():
         shown = [source.show(record) for record in records]
-        groundings = answer([s.picture for s in shown], [s.expression for s in shown])
+        groundings = answer([(s.picture, s.expression) for s in shown])
         pictures = [
             Picture(
                 draw_grounding(s.picture, grounding, s.expression, Shown(s.boxes_xyxy, s.masks)),
