@@ -71,8 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         model, config = _load(argv, config, origin)
         tokenizer = checkpoint.load_tokenizer(origin)
         evaluations, sources = _measure(model, config, tokenizer, values, output)
-        predictor = Predictor.from_model(model, config, tokenizer)
-        answer = lambda pairs: predictor.predict_batch(*map(list, zip(*pairs, strict=True))) if pairs else []  # noqa: E731
+        answer = _answers(Predictor.from_model(model, config, tokenizer))
     if not sharding.is_first_process():
         return
     print_table(evaluations, config)
@@ -182,6 +181,10 @@ def _measure(
         if values["coco"] and output:
             _write_coco(output / f"predictions_{split}.json", entries)
     return evaluations, sources
+
+
+def _answers(predictor: Predictor) -> Callable[[Sequence[tuple[np.ndarray, str]]], list[Grounding]]:
+    return lambda pairs: predictor.predict_batch([picture for picture, _ in pairs], [text for _, text in pairs])
 
 
 def _all(handlers: list[Callable[[int, Grounding, Row], None]]) -> Callable[[int, Grounding, Row], None] | None:
