@@ -23,7 +23,7 @@ from data_pipelines.splits import Split
 from instancevg_jax import checkpoint
 from instancevg_jax.answers.postprocess import Grounding
 from instancevg_jax.answers.predictor import Predictor
-from instancevg_jax.config import Config, ModelConfig
+from instancevg_jax.config import Config, ModelConfig, check
 from instancevg_jax.errors import InputError, run_command
 from instancevg_jax.evaluation import coco, drawing, report
 from instancevg_jax.evaluation.evaluator import Evaluation, Evaluator, conditions, of_all, open_eval_split
@@ -140,10 +140,8 @@ def _load(argv: Sequence[str], given: Config, directory: str) -> tuple[InstanceV
     if not changed:
         return model, dataclasses.replace(given, model=stored.model)
     config = dataclasses.replace(given, model=dataclasses.replace(stored.model, **changed))
-    try:
-        resized = nnx.eval_shape(lambda: InstanceVG(config.model, rngs=nnx.Rngs(0)))
-    except (ValueError, TypeError, ArithmeticError) as error:
-        raise InputError(f"no network can be built with {changed} ({error})") from error
+    check(config)
+    resized = nnx.eval_shape(lambda: InstanceVG(config.model, rngs=nnx.Rngs(0)))
     checkpoint.load_pretrained(resized, directory)
     return resized, config
 

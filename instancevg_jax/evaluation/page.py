@@ -17,6 +17,8 @@ from jaxtyping import UInt8
 
 from instancevg_jax.files import write_atomically
 
+WIDE = 5  # columns; a table with more does not fit on a phone
+
 Number = int | float
 Cell = str | Number | None
 
@@ -191,7 +193,8 @@ def _tiles(section: Tiles, meanings: Mapping[str, str]) -> str:
 
 
 def _table(table: Table, meanings: Mapping[str, str]) -> str:
-    """On a narrow screen each row becomes a card, which takes its labels from `data-label`."""
+    """On a narrow screen each row of a wide table becomes a card, which takes its labels from `data-label`."""
+    wide = ' class="wide"' if len(table.header) > WIDE else ""
     head = "".join(f"<th>{_term(name, meanings)}</th>" for name in table.header)
     rows = (
         "".join(
@@ -201,7 +204,7 @@ def _table(table: Table, meanings: Mapping[str, str]) -> str:
         for row in table.rows
     )
     body = "".join(f"<tr>{row}</tr>" for row in rows)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f"<table{wide}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def _gallery(gallery: Gallery) -> str:
@@ -347,10 +350,11 @@ polyline { fill:none; stroke-width:1.8; stroke-linejoin:round; }
 .value { font-variant-numeric:tabular-nums; }
 @media (max-width: 720px) {
   main { padding:12px 10px 40px; } section { padding:14px; } .facts { grid-template-columns:1fr; } .facts dd { margin-bottom:6px; }
-  thead { display:none; } table, tbody, tr, td { display:block; }
-  tr { border:1px solid var(--line); border-radius:8px; padding:8px 12px; margin:0 0 10px; }
-  td { display:flex; justify-content:space-between; gap:12px; padding:2px 0; border:0; white-space:normal; }
-  td::before { content:attr(data-label); color:var(--soft); text-align:left; }
-  td:first-child { font-weight:600; } .bars { grid-template-columns:1fr max-content; } .bars .label { grid-column:1 / -1; }
+  table { width:100%; } th, td { padding-right:8px; white-space:normal; }
+  .wide thead { display:none; } .wide, .wide tbody, .wide tr, .wide td { display:block; }
+  .wide tr { border:1px solid var(--line); border-radius:8px; padding:8px 12px; margin:0 0 10px; }
+  .wide td { display:flex; justify-content:space-between; gap:12px; padding:2px 0; border:0; }
+  .wide td::before { content:attr(data-label); color:var(--soft); text-align:left; }
+  .wide td:first-child { font-weight:600; } .bars { grid-template-columns:1fr max-content; } .bars .label { grid-column:1 / -1; }
 }
 """

@@ -1,6 +1,8 @@
 """The HTML report of an evaluation: headline numbers, galleries of answers, curves, and tables by kind of sentence."""
 
 import json
+import re
+import sys
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -174,7 +176,7 @@ def _by_group(
     """The task's headline metrics and REC of each group of records; the chance of REC where the data set knows it."""
     shown = [*TASKS[config.eval.task].tiles, "REC"]
     rows = []
-    for value in sorted(set(group.values())):
+    for value in sorted(set(group.values()), key=_in_order):
         records = [record for record, own in group.items() if own == value]
         metrics = evaluation.measured.subset(records).shown()
         floor = 100 * _mean(evaluation.rows[record].empty for record in records)
@@ -212,7 +214,7 @@ def _size(row: Row, pixels: int) -> str:
     if row.empty or np.isnan(target):
         return "no target"
     low, high = (0.0, *SIZES)[bisect_right(SIZES, target)], (*SIZES, 1.0)[bisect_right(SIZES, target)]
-    return f"{100 * low:02.0f} to {100 * high:02.0f} % of the picture"
+    return f"{100 * low:.0f} to {100 * high:.0f} % of the picture"
 
 
 def _length(expression: str) -> str:
@@ -223,6 +225,11 @@ def _length(expression: str) -> str:
         if place == len(LENGTHS)
         else f"{bounds[place]} to {bounds[place + 1] - 1} words"
     )
+
+
+def _in_order(name: str) -> tuple[list[int], str]:
+    """Sorts by the numbers in a name, and names without any last."""
+    return [int(number) for number in re.findall(r"\d+", name)] or [sys.maxsize], name
 
 
 def _percent(value: float | None) -> str | None:
