@@ -8,8 +8,21 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.annotations.problems import MALFORMED
 from instancevg_jax.errors import InputError, first_line
+
+# what the unpickler raises for bytes that no pickler wrote
+_DAMAGED = (
+    pickle.UnpicklingError,
+    EOFError,
+    MemoryError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    IndexError,
+    ValueError,
+    OverflowError,
+    RecursionError,
+)
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -24,5 +37,5 @@ def load(path: Path) -> Any:
             return _PlainUnpickler(file, encoding="latin1").load()
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
-        except (pickle.UnpicklingError, EOFError, MemoryError, *MALFORMED) as error:
+        except _DAMAGED as error:
             raise InputError(f"{path}: not a pickle, or a damaged one ({first_line(error)})") from error
