@@ -18,8 +18,7 @@ from data_pipelines.checking.geometry import (
     polygon_is_empty,
 )
 from data_pipelines.checking.pictures import Picture
-from data_pipelines.prepared.builders import split_name
-from data_pipelines.records import Instance, Protocol, Record, by_split, is_training, select
+from data_pipelines.records import Instance, Protocol, Record, by_split, is_training, select, split_name
 from instancevg_jax.errors import InputError
 from instancevg_jax.inputs.pictures import clean_expression
 from instancevg_jax.inputs.tokenizer import PAD, UNK, Tokenizer

@@ -42,7 +42,8 @@ def frame_of(record: Record, picture: Picture) -> Frame:
     if picture.orientation < 5 or not any(i.box or i.segmentation for i in record.instances):
         return "shown"
     shown, stored = picture.size, picture.stored_size
-    assert shown and stored
+    assert shown
+    assert stored
     sizes = {(i.segmentation.height, i.segmentation.width) for i in record.instances if isinstance(i.segmentation, RLE)}
     sizes |= {(record.height, record.width)} - {(0, 0)}
     fits_shown, fits_stored = (is_inside(record, *size) for size in (shown, stored))
@@ -60,7 +61,8 @@ def turn(record: Record, picture: Picture) -> Record:
 
     Raises InputError for a mask whose runs do not fill its size.
     """
-    assert picture.size and picture.stored_size
+    assert picture.size
+    assert picture.stored_size
     height, width = picture.stored_size
     instances = tuple(_turn(i, picture.orientation, height, width) for i in record.instances)
     return replace(record, height=picture.size[0], width=picture.size[1], instances=instances)

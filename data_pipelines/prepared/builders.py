@@ -6,7 +6,6 @@ file's order. A "+" in a split's name becomes "plus", for TFDS reads it as a sum
 """
 
 import hashlib
-import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,13 +20,6 @@ from data_pipelines.records import RLE, Box, Instance, Record, Segmentation, by_
 from instancevg_jax.errors import InputError
 from instancevg_jax.inputs.pictures import decode_picture
 
-FAMILIES = {
-    "refcoco": "RefCOCO, RefCOCO+ and RefCOCOg: one object a sentence",
-    "grefcoco": "gRefCOCO: none, one or many objects a sentence",
-    "refzom": "Ref-ZOM: none, one or many objects a sentence",
-    "rrefcoco": "R-RefCOCO, R-RefCOCO+, R-RefCOCOg: sentences of one object in groups, with negatives",
-    "custom": "anyone's own",
-}
 PICTURES_SPLIT = "pictures"
 _NULL, _EMPTY = "", "-"  # stored for null and for an empty segmentation; no run length looks like them
 _CHUNK = 64  # pictures in flight for each worker
@@ -170,26 +162,6 @@ def records_digest(records: Iterable[Record]) -> str:
     for record in records:
         digest.update(repr(record).encode())
     return digest.hexdigest()
-
-
-def split_names(records: Iterable[Record]) -> list[str]:
-    """The records' splits in order, as TFDS can take them. Raises InputError for one that it cannot, and for two of one name."""
-    names: dict[str, str] = {}
-    for split in by_split(records):
-        other = names.setdefault(split_name(split), split)
-        if other != split:
-            raise InputError(
-                f"splits {other!r} and {split!r} would both be stored as {split_name(split)!r}; rename one"
-            )
-    return list(names)
-
-
-def split_name(split: str) -> str:
-    """A split's name as TFDS can take it. Raises InputError for one that it cannot."""
-    name = split.replace("+", "plus")
-    if not re.fullmatch(r"\w+", name) or name == "all":
-        raise InputError(f"a split is called {split!r}; expected letters, digits and _, and not 'all'")
-    return name
 
 
 def to_example(record: Record, height: int, width: int) -> dict[str, Any]:
