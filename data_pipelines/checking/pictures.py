@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from PIL import ExifTags, Image
 from tqdm import tqdm
@@ -43,13 +43,13 @@ def _look_at(path: Path) -> Picture:
         height, width = load_picture(path).shape[:2]
     except (InputError, OSError) as error:
         return Picture(None, "corrupt picture", str(error))
-    return Picture((height, width), orientation=_orientation(path, (height, width)))
+    return Picture((height, width), orientation=orientation_of(path, (height, width)))
 
 
-def _orientation(path: Path, shown: tuple[int, int]) -> int:
-    """EXIF's orientation; 1 where there is none or decoding does not apply it."""
+def orientation_of(file: Path | BinaryIO, shown: tuple[int, int]) -> int:
+    """EXIF's orientation of a picture whose (height, width) is `shown`; 1 where there is none or decoding does not apply it."""
     try:
-        with Image.open(path) as image:
+        with Image.open(file) as image:
             orientation, stored = image.getexif().get(ExifTags.Base.Orientation, 1), (image.height, image.width)
     except _DAMAGED_EXIF:
         return 1
