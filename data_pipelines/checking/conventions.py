@@ -10,7 +10,7 @@ from data_pipelines.records import RLE, Box, Record
 
 _SAME = 0.7  # IoU from which a box that is read in another way is the box of the mask
 _ENOUGH = 8  # distinct boxes from which the lack of larger coordinates says something
-_SMALL = 0.25  # area as corners over area as width and height, mean over boxes; a box at the top left has 1
+_SMALL = 0.15  # mean area as corners over area as width and height; 1 for a box at the top left corner
 Size = tuple[int, int]  # (height, width)
 
 

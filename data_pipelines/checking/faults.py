@@ -18,7 +18,7 @@ from data_pipelines.checking.geometry import (
     polygon_is_empty,
 )
 from data_pipelines.checking.pictures import Picture
-from data_pipelines.records import Instance, Protocol, Record, by_split, is_training, select, split_name
+from data_pipelines.records import RLE, Box, Instance, Protocol, Record, by_split, is_training, select, split_name
 from instancevg_jax.errors import InputError
 from instancevg_jax.inputs.pictures import clean_expression
 from instancevg_jax.inputs.tokenizer import PAD, UNK, Tokenizer
@@ -183,11 +183,12 @@ def _of_box(record: Record, instance: Instance, height: int, width: int, suspici
         yield _fault("box in another convention", record, f"{value} looks normalized to 0..1")
     elif height and not instance.segmentation and suspicion.cause:
         kind = "box in another convention" if suspicion.certain else "box perhaps in another convention"
-        yield _fault(kind, record, f"{value}; all boxes without a mask look {suspicion.cause}")
+        yield _fault(kind, record, f"{value}; all boxes without a mask look like {suspicion.cause}")
     elif box_is_empty(box):
         yield _fault("empty box", record, value)
     elif height and is_far_outside(box, height, width):
-        yield _fault("box far outside the picture", record, value)
+        if not instance.segmentation:  # else its mask may explain the box: see _of_mask
+            yield _fault("box far outside the picture", record, value)
     elif height and is_outside(box, height, width):
         yield _fault("box outside the picture", record, value)
 
@@ -197,7 +198,7 @@ def _of_mask(record: Record, instance: Instance, height: int, width: int) -> Ite
     normalized = bool(polygons) and is_normalized((v for p in polygons for v in p), (height, width))
     far = [p for p in polygons if is_far_outside(p, height, width)]
     if far:
-        value = f"coordinates from {min(far[0]):g} to {max(far[0]):g} in {width} x {height}"
+        value = f"coordinates from {min(far[0]):g} to {max(far[0]):g} in a picture of {width} x {height}"
         yield _fault("polygon far outside the picture", record, value)
         return
     if not normalized:
@@ -206,10 +207,17 @@ def _of_mask(record: Record, instance: Instance, height: int, width: int) -> Ite
     if normalized or problem:
         value = "its coordinates look normalized to 0..1" if normalized else problem
         yield _fault("mask cannot be drawn", record, value)
-    elif mask and instance.box and not box_is_empty(instance.box) and is_far(instance.box, mask):
-        value = f"{_shown(instance.box)} and {_shown(masks.bounds(mask))}"
-        cause = reading_of(instance.box, mask)
+    elif mask and instance.box and not is_normalized(instance.box, (height, width)):
+        yield from _of_box_and_mask(record, instance.box, mask)
+
+
+def _of_box_and_mask(record: Record, box: Box, mask: RLE) -> Iterator[Fault]:
+    value = f"{_shown(box)} and {_shown(masks.bounds(mask))} around the mask"
+    cause = reading_of(box, mask)
+    if not box_is_empty(box) and is_far(box, mask):
         yield _fault("box far from its mask", record, value + (f"; the box looks like {cause}" if cause else ""))
+    elif is_far_outside(box, mask.height, mask.width):
+        yield _fault("box far outside the picture", record, value)
 
 
 def _of_polygons(record: Record, name: str, polygons: list[list[float]]) -> Iterator[Fault]:

@@ -150,7 +150,7 @@ def _box(box: Box | None, mask: RLE | None, height: int, width: int, suspicion: 
     if mask is None:
         return _lone_box(box, height, width, suspicion, changes)
     if box is None or box_is_empty(box) or is_far(box, mask):
-        if box and not box_is_empty(box) and not reading_of(box, mask):
+        if box and not (box_is_empty(box) or is_normalized(box, (height, width)) or reading_of(box, mask)):
             raise _UnrepairableError("a box and its mask are far apart")
         changes["boxes drawn around their mask"] += 1
         return masks.bounds(mask)
@@ -162,7 +162,7 @@ def _lone_box(box: Box | None, height: int, width: int, suspicion: Guess, change
     if is_normalized(box, (height, width)):
         raise _UnrepairableError("a box looks normalized to 0..1")
     if suspicion.certain:
-        raise _UnrepairableError(f"boxes without a mask look {suspicion.cause}")
+        raise _UnrepairableError(f"boxes without a mask look like {suspicion.cause}")
     if box_is_empty(box):
         raise _UnrepairableError("a box is empty")
     return _clipped(box, height, width, changes)
