@@ -136,9 +136,13 @@ def _of_pictures(records: Sequence[Record], pictures: dict[str, Picture]) -> Ite
     for name, picture in pictures.items():
         if picture.kind:
             yield Fault(picture.kind, "", name, picture.detail)
-        elif name in annotated and picture.orientation > 1 and (picture.orientation < 5 or len({*picture.size}) == 1):
+        elif name in annotated and picture.orientation > 1 and not (picture.orientation >= 5 and _is_oblong(picture)):
             value = f"EXIF orientation {picture.orientation}; annotations have to fit the picture as viewers show it"
             yield Fault("picture mirrored or turned by EXIF", "", name, value)
+
+
+def _is_oblong(picture: Picture) -> bool:
+    return picture.size is not None and picture.size[0] != picture.size[1]
 
 
 def _of_record(record: Record, picture: Picture, suspicion: Guess) -> Iterator[Fault]:

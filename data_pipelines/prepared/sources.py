@@ -91,7 +91,13 @@ class Prepared:
         return record, functools.partial(self._picture, picture)
 
     def _picture(self, index: int) -> bytes:
-        return self._pictures.read(index, lambda example: example["bytes"])
+        return self._pictures.read(index, _bytes_of)
+
+
+def _bytes_of(example: dict[str, Any]) -> bytes:
+    if not isinstance(example["bytes"], bytes):  # array_record reads examples of a truncated file as empty ones
+        raise ValueError("the example is empty")
+    return example["bytes"]
 
 
 class _Shards:
