@@ -80,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--list", metavar="FILE", type=Path, help="questions instead: .jsonl or .csv with 'image' and 'expression'")
     add("--output", metavar="FILE|DIR", help="draw the answers: a picture file for one question, or a folder")
     add("--explain", metavar="FILE|DIR", help="draw where the network looks, and all its queries; named as --output")
-    add("--masks", metavar="DIR", help="write masks as PNG: merged (NAME.png) and per object (NAME-1.png, ...)")
+    add("--masks", metavar="DIR", help="write masks as PNG: DIR/NAME/mask.png, merged, and DIR/NAME/object-1.png, ...")
     add("--format", choices=("text", "json", "jsonl", "coco"), default="text", help="what is printed (default: text)")
     add("--json", action="store_true", help="the same as --format json")
     add(

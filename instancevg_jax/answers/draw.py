@@ -21,7 +21,7 @@ from instancevg_jax.files import write_atomically
 
 MIN_SIDE = 480  # pixels; smaller pictures are enlarged until their longer side has as many
 MIN_WIDTH = 200  # pixels; narrower pictures get a margin, so that the sentence below can be read
-TINT = 0.15  # opacity of a mask: an object keeps its own colour
+TINT = 0.1  # opacity of a mask: an object keeps its own colour
 SLIVER = 80  # of the longer side; what only the merged mask covers is shown where it is about twice as thick
 SAME_OBJECT = 0.5  # box IoU from which an answer and a true object share a colour
 PALETTE = (

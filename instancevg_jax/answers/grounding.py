@@ -150,16 +150,16 @@ class Grounding:
             data={"class_name": np.full(len(self), self.expression)},
         )
 
-    def save_masks(self, directory: str | Path, name: str = "mask") -> list[Path]:
-        """Write the merged mask to DIRECTORY/NAME.png and each object's to NAME-1.png, NAME-2.png, ..., best first.
+    def save_masks(self, directory: str | Path) -> list[Path]:
+        """Write the merged mask to DIRECTORY/mask.png and each object's to object-1.png, object-2.png, ..., best first.
 
         Masks are 8-bit PNG files of the picture's size, 255 inside. An empty answer writes an empty merged mask. Returns
         the paths. Raises InputError where a file cannot be written.
         """
         from instancevg_jax.answers.draw import write_picture
 
-        masks = [(f"{name}.png", self.mask)]
-        masks += [(f"{name}-{number}.png", mask) for number, mask in enumerate(self.masks, 1)]
+        masks = [("mask.png", self.mask)]
+        masks += [(f"object-{number}.png", mask) for number, mask in enumerate(self.masks, 1)]
         for file, mask in masks:
             write_picture(Path(directory) / file, mask.astype(np.uint8) * 255)
         return [Path(directory) / file for file, _ in masks]

@@ -13,11 +13,11 @@ FORMATS = ("text", "json", "jsonl", "coco")
 
 
 class Answered(NamedTuple):
-    """A question, its answer or why there is none, and the files written for it by what they hold ("drawing")."""
+    """A question, its answer or why there is none, and the files written for it, by what they hold ("drawing")."""
 
     question: Question
     answer: Grounding | InputError
-    files: dict[str, list[Path]]
+    files: dict[str, Path]
 
 
 def render(form: str, answered: Iterable[Answered], sentence: str | None = None) -> Iterator[str]:
@@ -53,7 +53,7 @@ def _result(one: Answered) -> dict[str, Any]:
     asked = {"image": one.question.image, "expression": one.question.expression}
     if isinstance(one.answer, InputError):
         return {**asked, "error": str(one.answer)}
-    return {**asked, **one.answer.to_json(), **{name: list(map(str, paths)) for name, paths in one.files.items()}}
+    return {**asked, **one.answer.to_json(), **{name: str(path) for name, path in one.files.items()}}
 
 
 def _coco(one: Answered) -> list[dict[str, Any]]:
@@ -70,7 +70,7 @@ def _text(one: Answered) -> str:
     lines = [f"{one.question.image}: {one.question.expression!r}: {answer.verdict}"]
     for score, box in zip(answer.scores, answer.boxes_xyxy, strict=True):
         lines.append(f"  score {score:.3f}  box " + " ".join(f"{value:.1f}" for value in box))
-    lines += [f"  {name}: {path}" for name, paths in one.files.items() for path in paths]
+    lines += [f"  {name.replace('_', ' ')}: {path}" for name, path in one.files.items()]
     return "\n".join(lines) + "\n"
 
 

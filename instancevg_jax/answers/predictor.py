@@ -461,8 +461,14 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _directory(source: str | Path) -> Path:
-    """The checkpoint directory of `source`."""
-    return Path(source)
+    """The checkpoint directory of `source`; the converter is imported only for what is not one already."""
+    if not isinstance(source, str | Path):
+        raise InputError(f"the checkpoint is {source!r:.80}; expected a path or a name")
+    if checkpoint.is_checkpoint(source):
+        return checkpoint.find_checkpoint(source)
+    from convert.hub import local_checkpoint
+
+    return local_checkpoint(source)
 
 
 @contextmanager

@@ -104,21 +104,22 @@ class Destination(NamedTuple):
 
     drawing: Path | None
     explanation: Path | None
-    masks: Path | None  # a folder and a stem
+    masks: Path | None  # a folder of this question's own
 
-    def write(self, answer: "Grounding") -> dict[str, list[Path]]:
-        """Write the files. Returns their paths by what they hold. Raises InputError where one cannot be written."""
+    def write(self, answer: "Grounding") -> dict[str, Path]:
+        """Write the files. Returns where they are, by what they hold. Raises InputError where one cannot be written."""
         from instancevg_jax.answers.draw import write_picture
 
-        files: dict[str, list[Path]] = {}
+        files: dict[str, Path] = {}
         if self.drawing:
             write_picture(self.drawing, np.asarray(answer.draw()))
-            files["drawing"] = [self.drawing]
+            files["drawing"] = self.drawing
         if self.explanation:
             write_picture(self.explanation, np.asarray(answer.explain()))
-            files["explanation"] = [self.explanation]
+            files["explanation"] = self.explanation
         if self.masks:
-            files["mask_files"] = answer.save_masks(self.masks.parent, self.masks.name)
+            answer.save_masks(self.masks)
+            files["mask_folder"] = self.masks
         return files
 
 
