@@ -15,7 +15,8 @@ from data_pipelines.augment import Jitter, Window, cut_boxes, cut_mask, cut_pict
 from data_pipelines.cache import PictureCache
 from data_pipelines.records import RLE, Box, Instance, Protocol, Record, Segmentation, select
 from instancevg_jax.errors import InputError
-from instancevg_jax.inputs.pictures import clean_expression, decode_picture, normalize, resize_picture
+from instancevg_jax.inputs.pictures import decode_picture, normalize, resize_picture
+from instancevg_jax.inputs.text import clean_expression
 from instancevg_jax.inputs.tokenizer import Tokenizer
 from instancevg_jax.types import Batch, Targets
 

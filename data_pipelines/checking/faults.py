@@ -14,7 +14,8 @@ from data_pipelines import masks
 from data_pipelines.prepared.builders import split_name
 from data_pipelines.records import RLE, Box, Instance, Protocol, Record, by_split, is_training, select
 from instancevg_jax.errors import InputError
-from instancevg_jax.inputs.pictures import clean_expression, load_picture
+from instancevg_jax.inputs.pictures import load_picture
+from instancevg_jax.inputs.text import clean_expression
 from instancevg_jax.inputs.tokenizer import PAD, Tokenizer
 
 _MARGIN = 1.0  # pixels that a box may reach beyond its picture: COCO's annotators rounded so

@@ -8,7 +8,7 @@ from data_pipelines import masks
 from data_pipelines.checking.faults import Picture, box_is_empty, drawing, is_far, polygon_is_empty, shared_pictures
 from data_pipelines.records import RLE, Instance, Protocol, Record, is_partial, is_training
 from instancevg_jax.errors import InputError
-from instancevg_jax.inputs.pictures import clean_expression
+from instancevg_jax.inputs.text import clean_expression
 
 
 def fix(

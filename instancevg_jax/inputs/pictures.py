@@ -1,10 +1,9 @@
-"""Pictures and sentences, from what a user has to what the network takes: one path for all that trains or predicts.
+"""Pictures, from what a user has to what the network takes: one path for training, evaluation and prediction.
 
 Source: instancevg/datasets/pipelines/loading.py and transforms.py of the original; it decodes and resizes with OpenCV.
 """
 
 import io
-import re
 import struct
 import zlib
 from pathlib import Path
@@ -24,8 +23,6 @@ PIXEL_STD = (58.395, 57.12, 57.375)
 _MEAN, _SCALE = np.asarray(PIXEL_MEAN, np.float32), (1 / np.asarray(PIXEL_STD, np.float64)).astype(np.float32)
 _NORMALIZED = ((np.arange(256, dtype=np.float32)[:, None] - _MEAN) * _SCALE)[None]  # [1, 256, 3], of every level
 
-_REMOVED = re.compile(r"[.,'!?\"()*#:;]")
-_TO_SPACE = str.maketrans("-/", "  ")
 _JPEG_START, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 _UNSCALED = {"F": "floating point", "I": "32-bit integers"}  # PIL's modes of no known range
 # what PIL's decoders raise on a file they cannot finish
@@ -39,20 +36,6 @@ _DAMAGED = (
     zlib.error,
     RuntimeError,
 )
-
-
-def clean_expression(text: str) -> str:
-    """Lower case, without ``. , ' ! ? " ( ) * # : ;``, and with ``-`` and ``/`` as spaces. White space stays as it is.
-
-    Source: `clean_string` in loading.py of the original. Raises InputError for a sentence of which nothing remains, or
-    that is no text (bytes that are not UTF-8, as a command line hands them over).
-    """
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise InputError(f"the expression {text!r} is not valid UTF-8; expected a sentence such as 'the red circle'")
-    cleaned = _REMOVED.sub("", text.lower()).translate(_TO_SPACE)
-    if not cleaned.strip():
-        raise InputError(f"the expression {text!r} holds no words; expected a sentence such as 'the red circle'")
-    return cleaned
 
 
 def load_picture(source: Picture) -> UInt8[np.ndarray, "H W 3"]:

@@ -1,4 +1,4 @@
-"""Pictures and sentences: equal to the original's (F8), and sensible on whatever a user hands over."""
+"""Pictures: equal to the original's (F8), and sensible on whatever a user hands over."""
 
 import io
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from instancevg_jax.errors import InputError
-from instancevg_jax.inputs.pictures import clean_expression, load_picture, prepare_picture
+from instancevg_jax.inputs.pictures import load_picture, prepare_picture
 from tests import oracle
 
 
@@ -23,29 +23,6 @@ def rgb() -> np.ndarray:
 def save(path: Path, image: Image.Image, **options) -> Path:
     image.save(path, **options)
     return path
-
-
-def test_cleaning_equals_the_originals():
-    fixture = oracle.fixture("f8_tokenizer")
-    pairs = [(str(t), str(c)) for t, c in zip(fixture["strings"], fixture["cleaned"], strict=True) if str(c).strip()]
-    assert len(pairs) == 18
-    assert [clean_expression(text) for text, _ in pairs] == [cleaned for _, cleaned in pairs]
-
-
-@pytest.mark.parametrize("text", ["", "  \t\n", "-", "?!...", "/-/ #"])
-def test_a_sentence_of_nothing_is_an_error(text: str):
-    with pytest.raises(InputError, match="holds no words"):
-        clean_expression(text)
-
-
-def test_a_sentence_that_is_not_utf8_is_an_error():
-    with pytest.raises(InputError, match=r"the expression '\\udcffred' is not valid UTF-8"):
-        clean_expression("\udcffred")
-
-
-def test_other_scripts_and_emoji_pass():
-    assert clean_expression("左边的人") == "左边的人"
-    assert clean_expression("The 🐶, left!") == "the 🐶 left"
 
 
 @pytest.mark.parametrize("size", ["64x64", "33x47"])
