@@ -71,7 +71,7 @@ def train(
     num_steps, steps_per_epoch = _steps(config, tokenizer)
     _check_evaluation(config, tokenizer)
     _check_profile(profile, num_steps)
-    batches = splits.train_batches(config, tokenizer)
+    batches = splits.train_batches(config, splits.open_split(config, config.data.train_split, tokenizer))
     graph, params, stats = train_state.split_model(_initial_model(config))
     optimizer = optim.make_optimizer(config.optim, params, steps_per_epoch=steps_per_epoch, num_steps=num_steps)
     rate = optim.schedule(config.optim, steps_per_epoch, num_steps)

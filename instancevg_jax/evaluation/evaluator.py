@@ -13,7 +13,6 @@ from flax import nnx
 from jax.experimental import multihost_utils
 
 from data_pipelines import loader, splits
-from data_pipelines.records import is_training
 from instancevg_jax.answers.postprocess import postprocess, thresholds_passed, to_original_size
 from instancevg_jax.config import Config, check
 from instancevg_jax.errors import InputError
@@ -124,8 +123,7 @@ def open_measured(config: Config, split: str, tokenizer: Tokenizer, coco: bool =
     source = splits.open_split(config, split, tokenizer, length=config.data.num_eval_examples)
     if len(source) == splits.ENDLESS:
         raise InputError(f"split {split!r} of {config.data.name!r} has no end: set data.num_eval_examples")
-    drawn = config.data.name != "shapes" and is_training(split)
-    if drawn and (coco or config.eval.resolution == "original"):
+    if source.drawn and (coco or config.eval.resolution == "original"):
         raise InputError(
             f"data.eval_splits has {split!r}, of whose sentences one is drawn; COCO results and eval.resolution "
             "'original' need a split whose name does not start with 'train'"

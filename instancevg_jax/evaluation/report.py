@@ -1,14 +1,12 @@
 """report.html of an evaluation: results under both decision rules, by kind of sentence, beside baselines, and pictures."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from data_pipelines import splits
-from data_pipelines.shapes import baselines
-from data_pipelines.shapes.dataset import Example, ShapesDataset
 from instancevg_jax.answers.draw import Truth as Shown
 from instancevg_jax.answers.draw import draw_grounding
 from instancevg_jax.answers.predictor import Predictor
@@ -21,7 +19,6 @@ from instancevg_jax.inputs.tokenizer import Tokenizer
 from instancevg_jax.models.instancevg import InstanceVG
 
 PICTURES = 12  # in each gallery
-LANGUAGE_EXAMPLES = 3000  # training sentences that the language-only baseline reads
 CHOSEN = ("gIoU", "cIoU", "F1", "REC", "N_acc", "T_acc", "mIoU", "oIoU", "DetACC@0.5", "mRR", "rIoU", "Acc")
 
 
@@ -40,7 +37,7 @@ def write(
     galleries: list[Gallery] = []
     for evaluation in evaluations:
         source = splits.open_split(config, evaluation.split, tokenizer, length=config.data.num_eval_examples)
-        tables.append(_results(evaluation, _baselines(config, evaluation.split, len(source)), config))
+        tables.append(_results(evaluation, _baselines(config, source), config))
         described = {record: source.describe(record) for record in evaluation.rows}
         choices = {record: about.num_objects for record, about in described.items()}
         for name in dict.fromkeys(name for about in described.values() for name in about.tags):
@@ -195,25 +192,20 @@ def _pictures(
     ]
 
 
-def _baselines(config: Config, split: str, count: int) -> dict[str, dict[str, float]]:
-    """Scores, by the same metrics, of answers that need no model; only the embedded data set has them."""
-    if config.data.name != "shapes":
-        return {}
-    size = (config.model.image_height, config.model.image_width)
-    train = ShapesDataset(config.data.train_split, config.data.shapes_level, size)
-    answers: dict[str, Callable[[Example], baselines.Answer]] = {
-        "always none": baselines.always_none,
-        "language only": baselines.LanguageOnly(train.load(0, LANGUAGE_EXAMPLES)),
-        "colour words only": baselines.colour_only,
-    }
-    metrics = {name: Metrics(config.eval.task, config.eval.score_threshold, config.eval.protocol) for name in answers}
-    chance = []
-    for record, example in enumerate(ShapesDataset(split, config.data.shapes_level, size).load(0, count)):
-        truth = Truth(example.boxes_xyxy[list(example.referents)], example.mask, not example.referents)
-        for name, answer in answers.items():
-            said = answer(example)
-            scores = np.ones(len(said.boxes_xyxy), np.float32)
-            metrics[name].update(Answer(said.boxes_xyxy, scores, said.mask, np.zeros((0, 2))), truth, record)
-        if example.kind == "single":
-            chance.append(100 * baselines.chance_rec(example))
+def _baselines(config: Config, source: splits.Split) -> dict[str, dict[str, float]]:
+    """Scores, by the same metrics, of answers that need no model; {} for data sets without baselines."""
+    settings, chance = config.eval, []
+    metrics: dict[str, Metrics] = {}
+    for record in range(len(source)):
+        guesses = source.guesses(record)
+        if not guesses:
+            return {}
+        boxes, mask = source.truth(record)
+        for name, guess in guesses.items():
+            if name not in metrics:
+                metrics[name] = Metrics(settings.task, settings.score_threshold, settings.protocol)
+            answer = Answer(guess.boxes_xyxy, np.ones(len(guess.boxes_xyxy), np.float32), guess.mask, np.zeros((0, 2)))
+            metrics[name].update(answer, Truth(boxes, mask, not len(boxes)), record)
+        if len(boxes) == 1:
+            chance.append(100 / source.describe(record).num_objects)
     return {name: m.result() for name, m in metrics.items()} | {"a random object": {"REC": _mean(chance)}}
