@@ -21,7 +21,6 @@ from pathlib import Path
 import numpy as np
 
 from convert import export
-from convert.__main__ import TOKEN_IDS
 from convert.instancevg import TABLE
 from convert.rules import to_source
 from data_pipelines.shapes.dataset import TOKENIZER_PATH
@@ -103,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         maker.join()
         if maker.exitcode:
             raise InputError(f"{source} was not made; expected room for it (see --dir)")
-        make_tokenizer(spm, TOKEN_IDS[config.model.vocab_size])
+        make_tokenizer(spm, config.model.vocab_size)
         settings_file.write_text(configs.to_json(config))
         convert = ["-m", "convert", "instancevg", source, folder / "dir", "--config", settings_file, "--tokenizer", spm]
         commands = {"convert": convert, "torch.load": ["-c", TORCH, source]}

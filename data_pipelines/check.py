@@ -10,11 +10,11 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from data_pipelines.annotations import jsonl, original
+from data_pipelines.annotations import jsonl, reading
 from data_pipelines.annotations.problems import Problems
-from data_pipelines.annotations.values import at_least_one
 from data_pipelines.checking.faults import KINDS, Fault, Rules, find, is_note, look_at_pictures
 from data_pipelines.checking.fixes import fix
+from data_pipelines.command_line import at_least_one
 from data_pipelines.prepared.builders import FAMILIES
 from data_pipelines.records import Protocol, Record, by_split, most_objects, select
 from instancevg_jax.errors import InputError, run_command
@@ -121,8 +121,8 @@ def read(paths: Sequence[Path]) -> tuple[list[Record], list[Fault]]:
     records, faults = [], []
     for path in paths:
         problems = Problems(keep=True)
-        records += original.read(path, problems)
-        faults += [Fault("unreadable record", f"{path.name} {where}", what) for where, what in problems.found]
+        records += reading.read(path, problems)
+        faults += [Fault("unreadable record", where, what) for where, what in problems.found]
     return records, faults
 
 

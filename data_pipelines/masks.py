@@ -1,4 +1,4 @@
-"""Polygons and run-length encodings -> masks, by pycocotools, which is what the original and COCO use."""
+"""Masks from polygons and run-length encodings, by pycocotools, which the original and COCO use."""
 
 import functools
 import itertools
@@ -13,16 +13,24 @@ from jaxtyping import Bool, Int64, UInt8
 from data_pipelines.records import RLE, Box, Segmentation
 from instancevg_jax.errors import InputError, first_line
 
-coco: Any = pycocotools.mask  # its annotations leave out polygons
-_FARTHEST = 100_000  # pixels, of a coordinate
-_MOST_PIXELS = 2**31 - 1  # pycocotools counts with 32 bits
+coco: Any = pycocotools.mask  # its type annotations leave out polygons
+FARTHEST = 100_000  # pixels: largest coordinate of a box or polygon, on either side of 0
+MOST_PIXELS = 2**29  # of a picture or mask; pycocotools counts with 32 bits and crashes on larger sizes
+
+
+def check_size(height: int, width: int) -> None:
+    """Raise InputError unless a picture of this size can have masks. pycocotools checks no sizes itself."""
+    if height < 1 or width < 1 or height * width > MOST_PIXELS:
+        raise InputError(
+            f"a size of {width} x {height} pixels; expected at least 1 x 1 and at most {MOST_PIXELS:,} pixels"
+        )
 
 
 def to_rle(segmentation: Segmentation, height: int, width: int) -> RLE:
-    """Rasterise polygons at a picture's size (their union); an RLE is checked and passed through.
+    """Rasterize polygons at a picture's size (their union); check an RLE and return it as it is.
 
-    Raises InputError for polygons that pycocotools refuses (as it does where the first one has four numbers) or that reach absurdly
-    far, and for an RLE of another size or whose runs do not fill it.
+    Raises InputError for polygons that pycocotools refuses (as it does where the first one has four numbers) or with a
+    coordinate beyond `FARTHEST`, for an RLE of another size or whose runs do not fill it, and for an impossible size.
     """
     rle = sized(segmentation, height, width)
     if isinstance(segmentation, RLE):
@@ -31,14 +39,15 @@ def to_rle(segmentation: Segmentation, height: int, width: int) -> RLE:
 
 
 def sized(segmentation: Segmentation, height: int, width: int) -> RLE:
-    """`to_rle`, but an RLE's runs are left to `decode` and `decode_resized` to look at."""
+    """`to_rle` without the check of an RLE's runs, which `decode` and `decode_resized` make."""
+    check_size(height, width)
     if isinstance(segmentation, RLE):
         if (segmentation.height, segmentation.width) != (height, width):
             size = f"{segmentation.width} x {segmentation.height}"
             raise InputError(f"the RLE is of a picture of {size}; expected {width} x {height}")
         return segmentation
     if not segmentation:
-        return _from_coco(coco.encode(np.zeros((height, width), np.uint8, order="F")))
+        return from_pixels(np.zeros((height, width), bool))
     _check_near(itertools.chain.from_iterable(segmentation))
     try:
         return _from_coco(coco.merge(coco.frPyObjects(segmentation, height, width)))
@@ -51,19 +60,30 @@ def sized(segmentation: Segmentation, height: int, width: int) -> RLE:
 def uncompressed_to_rle(counts: Sequence[int], height: int, width: int) -> RLE:
     """COCO's uncompressed run lengths (its crowd annotations), column by column, starting with background.
 
-    Raises InputError for a size or a run that is negative, and runs that do not fill the size.
+    Raises InputError for an impossible size, a negative run, and runs that do not fill the size.
     """
-    if min(height, width, *counts, 0) < 0 or height * width > _MOST_PIXELS:
-        raise InputError(
-            f"the RLE has a size of {width} x {height} and runs from {min(counts, default=0)}; expected 0 or more"
-        )
+    check_size(height, width)
+    if min(counts, default=0) < 0:
+        raise InputError(f"the RLE has a run of {min(counts)} pixels; expected 0 or more")
     if sum(counts) != height * width:
         raise InputError(f"the RLE's runs sum to {sum(counts)}; expected {height} * {width}")
     return _from_coco(coco.frPyObjects({"size": [height, width], "counts": list(counts)}, height, width))
 
 
+def from_pixels(mask: Bool[np.ndarray, "H W"]) -> RLE:
+    """The run lengths of a mask."""
+    return _from_coco(coco.encode(np.asfortranarray(mask, np.uint8)))
+
+
+def union(rles: Sequence[RLE]) -> RLE:
+    """The union of masks of one size. Raises InputError where sizes differ or runs do not fill them."""
+    for rle in rles:
+        to_rle(rle, rles[0].height, rles[0].width)
+    return _from_coco(coco.merge([_to_coco(rle) for rle in rles]))
+
+
 def decode(rle: RLE) -> UInt8[np.ndarray, "H W"]:
-    """The mask, 0 or 1. Raises InputError where the runs do not fill the size: pycocotools would read on in memory."""
+    """The mask, 0 or 1. Raises InputError where the runs do not fill the size: pycocotools would read beyond its memory."""
     _run_lengths(rle)
     return coco.decode(_to_coco(rle))
 
@@ -80,28 +100,30 @@ def area(rle: RLE) -> int:
 
 
 def from_box(box: Box, height: int, width: int) -> RLE:
-    """A box, filled. Raises InputError for one that reaches absurdly far."""
+    """A filled box. Raises InputError for a coordinate beyond `FARTHEST`, and for an impossible size."""
+    check_size(height, width)
     _check_near(box)
     x1, y1, x2, y2 = box
     return _from_coco(coco.merge(coco.frPyObjects([[x1, y1, x2, y1, x2, y2, x1, y2]], height, width)))
 
 
 def resize(mask: UInt8[np.ndarray, "h w"], height: int, width: int) -> Bool[np.ndarray, "H W"]:
-    """OpenCV's nearest neighbour. Source: `BitmapMasks.resize` of mmdet, which the original calls."""
-    # transposed, because pycocotools gives columns: so OpenCV need not copy
+    """Nearest-neighbour interpolation by OpenCV. Source: `BitmapMasks.resize` of mmdet, which the original calls."""
+    # transposed, because pycocotools returns columns: OpenCV need not copy them
     return cv2.resize(mask.T, (height, width), interpolation=cv2.INTER_NEAREST).T.view(bool)
 
 
 def decode_resized(rle: RLE, height: int, width: int) -> Bool[np.ndarray, "H W"]:
-    """`resize(decode(rle), height, width)`, drawn at that size alone, which is several times faster.
+    """`resize(decode(rle), height, width)`, drawn directly at that size, which is several times faster.
 
-    Every run is moved to where its pixels are among those that nearest neighbour takes. Raises InputError as `decode` does.
+    The end of every run moves to its place among the pixels that nearest-neighbour interpolation takes. Raises InputError
+    where the runs do not fill the size.
     """
     ends = np.cumsum(_run_lengths(rle))
     column, row = np.divmod(ends, rle.height)
     rows, columns = _axis(rle.height, height), _axis(rle.width, width)
     at = columns.distinct_before[column]
-    there = columns.distinct_before[column + 1] > at  # else the run ends before the next column that is taken
+    there = columns.distinct_before[column + 1] > at  # otherwise the run ends before the next column that is taken
     moved = at * height + np.where(there, rows.before[row], 0)
     inside = np.arange(len(ends), dtype=np.uint8) & 1
     mask = np.repeat(inside, np.diff(moved, prepend=0)).reshape(-1, height)
@@ -109,16 +131,21 @@ def decode_resized(rle: RLE, height: int, width: int) -> Bool[np.ndarray, "H W"]
 
 
 def _check_near(coordinates: Iterable[float]) -> None:
-    """pycocotools walks along every edge, in memory too."""
+    """pycocotools stores every pixel along an edge, so that far coordinates would fill the memory."""
     farthest = max(map(abs, coordinates), default=0)
-    if farthest > _FARTHEST:
-        raise InputError(f"a coordinate is {farthest:g} pixels; expected at most {_FARTHEST:,}")
+    if not farthest <= FARTHEST:
+        raise InputError(f"a coordinate is {farthest:g} pixels; expected at most {FARTHEST:,}")
 
 
 def _run_lengths(rle: RLE) -> Int64[np.ndarray, " runs"]:
-    """Runs of 0, 1, 0, ... down the columns. Five bits a character, lowest first; from the fourth, less the one two before."""
+    """Lengths of the runs of 0, 1, 0, ... down the columns.
+
+    A number is stored in 5-bit groups, one per character, least significant first. From the fourth number on it is the
+    difference to the number two before. Raises InputError where the runs do not fill the size.
+    """
+    check_size(rle.height, rle.width)
     digits = np.frombuffer(rle.counts.encode("ascii", "replace"), np.uint8).astype(np.int64) - 48
-    last = digits < 32  # bit 5: the number goes on
+    last = digits < 32  # bit 5: the number continues
     first = np.flatnonzero(np.concatenate([[True], last[:-1]]))
     place = np.arange(len(digits)) - np.repeat(first, np.diff(first, append=len(digits)))
     if len(digits) and last[-1] and place.max() <= 6 and ((digits >= 0) & (digits < 64)).all():
@@ -131,11 +158,11 @@ def _run_lengths(rle: RLE) -> Int64[np.ndarray, " runs"]:
 
 
 class _Axis(NamedTuple):
-    """Which of `source` pixels nearest neighbour takes for `target` ones. `before[k]`: how many of those precede pixel k."""
+    """Which of `source` pixels nearest-neighbour interpolation takes for `target` pixels, along one axis."""
 
-    before: Int64[np.ndarray, " source+2"]
-    distinct_before: Int64[np.ndarray, " source+2"]  # the same, each counted once however often it is taken
-    copies: Int64[np.ndarray, " target"]  # which of the distinct ones each is
+    before: Int64[np.ndarray, " source+2"]  # before[k]: how many of the taken pixels precede pixel k
+    distinct_before: Int64[np.ndarray, " source+2"]  # the same, with a pixel that is taken several times counted once
+    copies: Int64[np.ndarray, " target"]  # index of each target pixel among the distinct taken pixels
 
 
 @functools.lru_cache(maxsize=4096)

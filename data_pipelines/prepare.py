@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from data_pipelines.annotations import original
-from data_pipelines.annotations.values import at_least_one
+from data_pipelines.annotations import reading
+from data_pipelines.command_line import at_least_one
 from data_pipelines.prepared.builders import (
     FAMILIES,
     pictures_digest,
@@ -43,7 +43,7 @@ def prepare(
 
     What is there already is kept where it is of the same records and pictures.
 
-    Raises InputError for what `original.read`, `write_pictures` and `write_records` raise it for, for a missing picture, and
+    Raises InputError for what `reading.read`, `write_pictures` and `write_records` raise it for, for a missing picture, and
     where other records or pictures are there and `overwrite` is not given.
     """
     if not images.is_dir():
@@ -51,7 +51,7 @@ def prepare(
     if data_dir.exists() and not data_dir.is_dir():
         raise InputError(f"{data_dir}: is a file; expected a folder to write to")
     at_least_one(num_workers, "--workers")
-    records = [record for path in annotation_files for record in original.read(path)]
+    records = [record for path in annotation_files for record in reading.read(path)]
     if not records:
         raise InputError(f"{', '.join(map(str, annotation_files))}: no record; expected at least one")
     split_names(records)

@@ -343,7 +343,7 @@ def load(path: str | Path) -> Config:
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected the config.json of a checkpoint directory")
     try:
-        text = path.read_text("utf-8")
+        text = path.read_text("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text; expected the config.json of a checkpoint directory") from error
     except OSError as error:

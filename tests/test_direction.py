@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-GROUND_FLOOR = {"errors", "types", "files", "config", "boxes"}
+GROUND_FLOOR = {"errors", "types", "files", "config", "boxes", "trees"}
 ROOMS = [
     "ground floor",
+    "pickles",
     "runtime",
     "inputs",
     "models",
@@ -19,7 +20,7 @@ ROOMS = [
     "training",
     "front doors",
 ]
-DATA_PIPELINES_MAY_USE = {"ground floor", "runtime", "inputs"}
+DATA_PIPELINES_MAY_USE = {"ground floor", "pickles", "runtime", "inputs"}
 MAY_USE_DATA_PIPELINES = {"evaluation", "training", "front doors"}
 LARGEST_FOLDER = 13  # modules
 

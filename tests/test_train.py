@@ -8,9 +8,8 @@ import pytest
 from flax import nnx
 
 from convert import __main__ as convert
-from convert import export
 from data_pipelines.shapes.dataset import TOKENIZER_PATH
-from instancevg_jax import evaluate, predict, train
+from instancevg_jax import evaluate, predict, train, trees
 from instancevg_jax.checkpoint import load_model
 from instancevg_jax.errors import InputError
 
@@ -42,7 +41,7 @@ def exported_and_back_is_exact(checkpoint, tmp_path, monkeypatch):
     for words in (["export", str(checkpoint), str(source)], ["instancevg", str(source), str(converted), *options]):
         monkeypatch.setattr(sys, "argv", ["convert", *words])
         convert.main()
-    ours, theirs = (export.flatten(nnx.state(load_model(path)[0])) for path in (checkpoint, converted))
+    ours, theirs = (trees.flatten(nnx.state(load_model(path)[0])) for path in (checkpoint, converted))
     assert ours.keys() == theirs.keys()
     assert all((ours[path][...] == theirs[path][...]).all() for path in ours)
 

@@ -1,52 +1,200 @@
-"""COCO-style JSON whose annotations carry a `caption`: what the object is called."""
+"""COCO's layout, `images` and `annotations`, with sentences: a caption per annotation (what the object is called), a caption per
+image (MDETR: what its annotations are called together), or the names of `categories`.
+"""
 
+import re
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
 from typing import Any
 
-from data_pipelines.annotations.problems import Problems
-from data_pipelines.annotations.values import by_id, field, instance, number, picture, text
+from data_pipelines.annotations.source import Source
+from data_pipelines.annotations.values import by_id, identifier, instance, picture, present, shown, size, text
+from data_pipelines.annotations.values import field as field_of
 from data_pipelines.records import Instance, Record
 from instancevg_jax.errors import InputError
 
+Entry = dict[str, Any]
 
-def read(content: dict[str, Any], problems: Problems) -> list[Record]:
-    """One record for each caption of a picture; annotations of one picture with the same caption are its objects.
 
-    An annotation with a caption and neither box nor segmentation says that nothing is meant. The split is the image's
-    `split`, or "train". Raises InputError where no annotation has a caption, none of those an object, or an image is unknown.
+@dataclass
+class _Sentence:
+    """A sentence of a picture, and its annotations with their places."""
+
+    image: str
+    text: str
+    annotations: list[tuple[str, Entry]] = field(default_factory=list)
+
+
+@dataclass
+class _Doubts:
+    """Annotations of which it is unknown which sentence they belong to: all that they may belong to are unreadable."""
+
+    by_image: dict[str, str] = field(default_factory=dict)  # image whose sentence is unknown -> place
+    by_text: dict[str, str] = field(default_factory=dict)  # sentence whose image is unknown -> place
+    anywhere: str = ""
+
+    def add(self, image: str | None, sentence: str | None, where: str) -> None:
+        if image is not None:
+            self.by_image.setdefault(image, where)
+        elif sentence is not None:
+            self.by_text.setdefault(sentence, where)
+        else:
+            self.anywhere = self.anywhere or where
+
+    def about(self, sentence: _Sentence) -> str:
+        """The place of an annotation that may belong to this sentence, or ""."""
+        return self.anywhere or self.by_image.get(sentence.image, "") or self.by_text.get(sentence.text, "")
+
+
+def read(content: Entry, source: Source) -> list[Record]:
+    """One record per sentence of a picture; annotations of one picture with the same sentence are its objects.
+
+    Nothing is meant where the only annotation of a sentence has category_id -1, or has neither category, box nor segmentation.
+    The split is the image's `split`; without it, what the name of an MDETR file ends in, or "train". Raises InputError
+    where there are no sentences, or no objects at all.
     """
-    images = by_id(content["images"], "images", problems)
-    together: dict[tuple[Any, str], list[Instance]] = {}
-    ids: set[Any] = set()
-    for position, annotation in enumerate(field(content, "annotations", list, "the file")):
+    images = by_id(content["images"], "images", source)
+    annotations = field_of(content, "annotations", list, "the file")
+    sentence_of = _sentences(content, images, annotations, source)
+    sentences: dict[Hashable, _Sentence] = {}
+    doubts = _Doubts()
+    for position, annotation in enumerate(annotations):
         where = f"annotations[{position}]"
-        with problems.at(where):
+        image = sentence = None
+        with source.at(where):
             if not isinstance(annotation, dict):
-                raise InputError(f"{where} is {annotation!r}; expected an annotation")
-            if "caption" not in annotation:
-                continue
-            if "id" in annotation and annotation["id"] in ids:
-                raise InputError(f"{where}.id is {annotation['id']!r}, which another annotation has; expected it once")
-            ids.add(annotation.get("id"))
-            if annotation.get("image_id") not in images:
-                raise InputError(f"{where}.image_id is {annotation.get('image_id')!r}; no image has this id")
-            key = (annotation["image_id"], text(annotation["caption"], f"{where}.caption"))
-            together.setdefault(key, []).append(instance(annotation, where))
-    if not together and not problems.found:
-        raise InputError("no annotation has a caption; expected some with what the object is called")
-    if together and not any(i.box or i.segmentation for found in together.values() for i in found):
+                raise InputError(f"{where} is {shown(annotation)}; expected an annotation")
+            image = identifier(annotation.get("image_id"), f"{where}.image_id")
+        if isinstance(annotation, dict):
+            with source.at(where):
+                sentence = sentence_of(annotation, image, where)
+        if sentence == "" and image is not None:
+            continue
+        stray = image is not None and image not in images
+        with source.at(where):
+            if stray:
+                raise InputError(f"{where}.image_id is {image}; no readable image has this id")
+        if stray and source.captions == "categories":
+            continue  # exports of a part of a data set leave such annotations behind
+        if image is None or sentence is None or stray:
+            doubts.add(None if stray else image, sentence or None, where)
+        else:
+            found = sentences.setdefault((image, sentence), _Sentence(image, sentence))
+            found.annotations.append((where, annotation))
+    if source.captions != "categories":
+        _add_images_alone(sentences, images)
+    split = _split_in_name(source) if _captions_of(images.values()) else "train"
+    return _records(list(sentences.values()), images, doubts, split, source)
+
+
+def _sentences(
+    content: Entry, images: dict[str, Entry], annotations: list[Any], source: Source
+) -> Callable[[Entry, str | None, str], str | None]:
+    """The function that finds an annotation's sentence: "" where it has none, None where that depends on an unknown image."""
+    if source.captions == "categories":
+        names = by_id(content.get("categories"), "categories", source)
+
+        def category(annotation: Entry, image: str | None, where: str) -> str:
+            del image
+            key = identifier(annotation.get("category_id"), f"{where}.category_id")
+            if key not in names:
+                raise InputError(f"{where}.category_id is {key}; no readable category has this id")
+            return text(names[key].get("name"), f"the name of category {key}")
+
+        return category
+    if any("caption" in a for a in annotations if isinstance(a, dict)):
+
+        def caption(annotation: Entry, image: str | None, where: str) -> str:
+            del image
+            return text(annotation["caption"], f"{where}.caption") if "caption" in annotation else ""
+
+        return caption
+    if _captions_of(images.values()):
+
+        def shared(annotation: Entry, image: str | None, where: str) -> str | None:
+            del annotation, where
+            if image is None or image not in images:
+                return None
+            value = images[image].get("caption")
+            return text(value, f"the caption of image {image}") if value is not None else ""
+
+        return shared
+    hint = ""
+    if isinstance(content.get("categories"), list) and content["categories"]:
+        hint = "; this looks like a detection export: --captions categories makes the categories' names its sentences"
+    raise InputError(f"no annotation and no image has a caption; expected what the objects are called{hint}")
+
+
+def _captions_of(images: Any) -> bool:
+    return any("caption" in image for image in images)
+
+
+def _add_images_alone(sentences: dict[Hashable, _Sentence], images: dict[str, Entry]) -> None:
+    """MDETR's images without annotations, so that they are reported. Where nothing is meant, the layout has an annotation."""
+    annotated = {sentence.image for sentence in sentences.values()}
+    for image, entry in images.items():
+        if isinstance(entry.get("caption"), str) and image not in annotated:
+            sentences[image, entry["caption"]] = _Sentence(image, entry["caption"])
+
+
+def _records(
+    sentences: list[_Sentence], images: dict[str, Entry], doubts: _Doubts, split: str, source: Source
+) -> list[Record]:
+    records, ids = [], set()
+    for sentence in sentences:
+        where = f"image {sentence.image}, {shown(sentence.text)}"
+        with source.at(where):
+            if doubt := doubts.about(sentence):
+                raise InputError(f"{where}: {doubt}, which cannot be read, may be one of its objects")
+            for place, annotation in sentence.annotations:
+                name = annotation.get("id")
+                if name is not None and identifier(name, f"{place}.id") in ids:
+                    raise InputError(f"{place}.id is {shown(name)}, which another annotation has; expected it once")
+                ids |= set() if name is None else {identifier(name, f"{place}.id")}
+            records.append(_record(sentence, images[sentence.image], where, split, source))
+    if records and not any(record.instances for record in records) and not source.problems.found:
         raise InputError(
             "no annotation with a caption has a bbox or a segmentation; expected the objects that are meant"
         )
-    records = []
-    for (image, caption), found in together.items():
-        with problems.at(f"image {image}"):
-            records.append(_record(images[image], caption, tuple(found)))
     return records
 
 
-def _record(image: dict[str, Any], caption: str, instances: tuple[Instance, ...]) -> Record:
-    where = f"image {image['id']}"
-    width, height = (int(number(image.get(key), f"{where}.{key}")) for key in ("width", "height"))
-    name = picture(image.get("file_name"), f"{where}.file_name")
-    split = text(image.get("split", "train"), f"{where}.split")
-    return Record(f"{image['id']}/{caption}", name, width, height, (caption,), instances, split)
+def _record(sentence: _Sentence, image: Entry, where: str, split: str, source: Source) -> Record:
+    where_image = f"image {sentence.image}"
+    width, height = size(image, where_image)
+    name = picture(image.get("file_name"), f"{where_image}.file_name")
+    instances = _objects(sentence, where, source)
+    split = text(image.get("split", split), f"{where_image}.split")
+    return Record(f"{sentence.image}/{sentence.text}", name, width, height, (sentence.text,), instances, split)
+
+
+def _objects(sentence: _Sentence, where: str, source: Source) -> tuple[Instance, ...]:
+    found = sentence.annotations
+    if not found:
+        raise InputError(f"{where} has no annotation; expected one with category_id -1 where nothing is meant")
+    phrases = {str(a.get("tokens_positive")) for _, a in found}
+    if len(phrases) > 1:
+        raise InputError(
+            f"{where} has annotations of several phrases (tokens_positive); write them as ODVG, one region each"
+        )
+    if len(found) == 1 and _means_nothing(*found[0], source):
+        return ()
+    return tuple(present(instance(annotation, place, source), place) for place, annotation in found)
+
+
+def _means_nothing(where: str, annotation: Entry, source: Source) -> bool:
+    stated = instance(annotation, where, source)
+    if stated.box is not None or stated.segmentation:
+        return False
+    if annotation.get("category_id") not in (None, -1):
+        raise InputError(
+            f"{where} has a category, but neither bbox nor segmentation; expected one of them, or category_id -1 where "
+            "nothing is meant"
+        )
+    return True
+
+
+def _split_in_name(source: Source) -> str:
+    """finetune_grefcoco_testA.json: testA. "train" where the name ends in no known split."""
+    found = re.search(r"_(train|val|testA|testB|test)\.json", source.path.name)
+    return found[1] if found else "train"

@@ -1,4 +1,4 @@
-"""This project's own layout, for anyone's pictures: JSON lines, one record a line. docs/data.md has the table of keys.
+"""This project's own layout, for anyone's pictures: one record per line. docs/data.md has the table of keys.
 
 {"image": "a.jpg", "split": "train", "expressions": ["the red car"], "objects": [{"box": [10, 20, 110, 80], "mask": null}]}
 """
@@ -9,30 +9,80 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.annotations.problems import Problems
-from data_pipelines.annotations.values import identifier, number, picture, segmentation, strings, text, xyxy_box
+from data_pipelines.annotations import odvg
+from data_pipelines.annotations.source import Source, parse_json
+from data_pipelines.annotations.values import (
+    field,
+    identifier,
+    picture,
+    present,
+    segmentation,
+    shown,
+    size,
+    strings,
+    text,
+    xyxy_box,
+)
 from data_pipelines.records import RLE, Instance, Record, Segmentation
-from instancevg_jax.errors import InputError, first_line
+from instancevg_jax.errors import InputError
 
 _KEYS = {"id", "image", "width", "height", "split", "group", "expressions", "objects"}
 _OBJECT_KEYS = {"id", "box", "mask"}
 
 
-def read(path: Path, problems: Problems) -> list[Record]:
-    """The records of a .jsonl file. Raises InputError naming the line."""
-    records = []
-    with path.open("rb") as lines:
-        for position, line in enumerate(lines, 1):
-            if line.strip():
-                with problems.at(f"line {position}"):
-                    records.append(_record(line, f"line {position}", path.name))
-    if not records and not problems.found:
+def read(source: Source) -> list[Record]:
+    """The records of a file of JSON lines, this project's or ODVG's. Raises InputError naming the line."""
+    records: list[Record] = []
+    for number, line in source.lines():
+        where = f"line {number}"
+        with source.at(where):
+            entry = parse_json(line, where)
+            if isinstance(entry, dict) and {"images", "annotations"} <= entry.keys():
+                raise InputError(f"{where} is a whole COCO file; give the file a name that ends in .json")
+            records += read_entry(entry, where, source)
+    if not records and not source.problems.found:
         raise InputError("the file holds no record")
     return records
 
 
+def read_list(content: list[Any], source: Source) -> list[Record]:
+    """The same entries as the items of one JSON list."""
+    records: list[Record] = []
+    for i, entry in enumerate(content):
+        with source.at(f"[{i}]"):
+            records += read_entry(entry, f"[{i}]", source)
+    return records
+
+
+def is_entry(entry: Any) -> bool:
+    """Whether an item of a list looks like a record of this layout or of ODVG's."""
+    return odvg.is_entry(entry) or (isinstance(entry, dict) and {"image", "expressions"} <= entry.keys())
+
+
+def read_entry(entry: Any, where: str, source: Source) -> list[Record]:
+    """The record of an entry; of one of ODVG's, several."""
+    if odvg.is_entry(entry):
+        return odvg.records(entry, where, source)
+    if source.captions:
+        raise InputError(f"{where} is no detection; --captions {source.captions} is for detection exports (COCO, ODVG)")
+    _check_keys(entry, _KEYS, where)
+    width, height = size(entry, where)
+    return [
+        Record(
+            identifier(entry.get("id", f"{source.path.name} {where}"), f"{where}.id"),
+            picture(entry.get("image"), f"{where}.image"),
+            width,
+            height,
+            strings(entry.get("expressions"), f"{where}.expressions"),
+            _objects(entry, where, source),
+            text(entry.get("split", "train"), f"{where}.split"),
+            text(entry.get("group", ""), f"{where}.group"),
+        )
+    ]
+
+
 def write(path: Path, records: Iterable[Record]) -> None:
-    """Write records so that `read` gives them back; atomically. The folder is made if need be.
+    """Write records so that `read` returns them, without objects that are null; atomically. The folder is made if necessary.
 
     Raises InputError where the file cannot be written.
     """
@@ -47,45 +97,26 @@ def write(path: Path, records: Iterable[Record]) -> None:
         raise InputError(f"{path}: cannot be written ({error.strerror})") from error
 
 
-def _record(line: bytes, where: str, file_name: str) -> Record:
-    try:
-        entry = json.loads(line.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where} is not valid JSON in UTF-8 ({first_line(error)})") from error
-    _check_keys(entry, _KEYS, where)
-    objects = entry.get("objects", [])
-    if not isinstance(objects, list):
-        raise InputError(f"{where}.objects is {objects!r}; expected a list")
-    width, height = (int(number(entry.get(key, 0), f"{where}.{key}")) for key in ("width", "height"))
-    return Record(
-        identifier(entry.get("id", f"{file_name} {where}"), f"{where}.id"),
-        picture(entry.get("image"), f"{where}.image"),
-        width,
-        height,
-        strings(entry.get("expressions"), f"{where}.expressions"),
-        tuple(_object(o, f"{where}.objects[{i}]") for i, o in enumerate(objects)),
-        text(entry.get("split", "train"), f"{where}.split"),
-        text(entry.get("group", ""), f"{where}.group"),
-    )
+def _objects(entry: dict[str, Any], where: str, source: Source) -> tuple[Instance, ...]:
+    if "objects" not in entry:
+        raise InputError(f'{where} has no "objects"; expected a list of them, [] where nothing is meant')
+    objects = field(entry, "objects", list, where)
+    return tuple(_object(item, f"{where}.objects[{i}]", source) for i, item in enumerate(objects))
 
 
-def _object(entry: Any, where: str) -> Instance:
-    if entry is None:
-        return Instance(None, None)
+def _object(entry: Any, where: str, source: Source) -> Instance:
     _check_keys(entry, _OBJECT_KEYS, where)
-    return Instance(
-        xyxy_box(entry.get("box"), f"{where}.box"),
-        segmentation(entry.get("mask"), f"{where}.mask"),
-        identifier(entry.get("id", ""), f"{where}.id"),
-    )
+    box = xyxy_box(entry.get("box"), f"{where}.box")
+    mask = segmentation(entry.get("mask"), f"{where}.mask", source.mask_folders)
+    return present(Instance(box, mask, identifier(entry.get("id", ""), f"{where}.id")), where)
 
 
 def _check_keys(entry: Any, known: set[str], where: str) -> None:
     if not isinstance(entry, dict):
-        raise InputError(f"{where} is a {type(entry).__name__}; expected an object with {', '.join(sorted(known))}")
-    unknown = sorted(set(entry) - known)
+        raise InputError(f"{where} is {shown(entry)}; expected an object with {', '.join(sorted(known))}")
+    unknown = [key for key in entry if key not in known]
     if unknown:
-        raise InputError(f"{where} has an unknown key {unknown[0]!r}; expected {', '.join(sorted(known))}")
+        raise InputError(f"{where} has an unknown key {shown(unknown[0])}; expected {', '.join(sorted(known))}")
 
 
 def _entry(record: Record) -> dict[str, Any]:
@@ -93,7 +124,8 @@ def _entry(record: Record) -> dict[str, Any]:
     entry |= {"split": record.split, "expressions": list(record.expressions)}
     if record.group:
         entry["group"] = record.group
-    entry["objects"] = [{"id": i.id, "box": i.box, "mask": _mask(i.segmentation)} for i in record.instances]
+    objects = [i for i in record.instances if i.box is not None or i.segmentation is not None]
+    entry["objects"] = [{"id": i.id, "box": i.box, "mask": _mask(i.segmentation)} for i in objects]
     return entry
 
 

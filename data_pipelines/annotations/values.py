@@ -1,88 +1,126 @@
-"""Single values of annotation files, checked: what every reader shares. `where` names the place in messages."""
+"""Single values of annotation files, checked. Every reader uses these; `where` names the place in messages."""
 
-import json
+import ast
 import math
-from pathlib import Path, PurePosixPath
+import re
+import reprlib
+from collections.abc import Sequence
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from data_pipelines import masks
-from data_pipelines.annotations.problems import Problems
+from data_pipelines.annotations.mask_files import read_mask
+from data_pipelines.annotations.source import Source
 from data_pipelines.records import RLE, Box, Instance, Segmentation
-from instancevg_jax.errors import InputError, first_line
+from instancevg_jax.errors import InputError
 
-_LONGEST_NAME = 255  # bytes, of a file system
-
-
-def load_json(path: Path, shown: str = "") -> Any:
-    """The content of a JSON file. Raises InputError where it is not valid or too deep; `shown` names it in messages."""
-    try:
-        return json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{shown}{': ' if shown else ''}not valid JSON ({first_line(error)})") from error
-
-
-def at_least_one(value: int, flag: str) -> int:
-    """A number of a command line, checked."""
-    if value < 1:
-        raise InputError(f"{flag} is {value}; expected at least 1")
-    return value
+_LONGEST_NAME = 255  # bytes of one part of a path, on common file systems
+_LONGEST_PATH = 1000  # bytes of a whole one; systems allow 4096, of which the folder of pictures takes a part
+_DECIMAL = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*")
 
 
 def field(entry: dict[str, Any], key: str, kind: type, where: str) -> Any:
-    """`entry[key]`, which has to be there and of `kind`."""
+    """`entry[key]`, which must be present and of type `kind`."""
     value = entry.get(key)
     if not isinstance(value, kind):
-        raise InputError(f"{where}.{key} is {_short(value)}; expected a {kind.__name__}")
+        raise InputError(f"{where}.{key} is {shown(value)}; expected a {kind.__name__}")
     return value
 
 
 def number(value: Any, where: str) -> float:
-    """A finite number, as it is (an int stays an int), that a float can hold."""
+    """A finite number that a float can hold. An int stays an int; a string of decimal digits is converted."""
+    if isinstance(value, str) and _DECIMAL.fullmatch(value):
+        value = float(value)
+        value = int(value) if value.is_integer() else value
     try:
         if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
             return value
     except OverflowError:
         pass
-    raise InputError(f"{where} is {_short(value)}; expected a number")
+    raise InputError(f"{where} is {shown(value)}; expected a number")
+
+
+def whole(value: Any, where: str) -> int:
+    """A whole number from 0."""
+    found = number(value, where)
+    if found < 0 or found != int(found):
+        raise InputError(f"{where} is {shown(value)}; expected a whole number, 0 or more")
+    return int(found)
+
+
+def size(entry: dict[str, Any], where: str) -> tuple[int, int]:
+    """(width, height) in pixels, or (0, 0) where one is missing, null, empty or 0: the picture knows."""
+    stated = {key: entry.get(key) for key in ("width", "height")}
+    if any(value is None or value == "" for value in stated.values()):
+        return 0, 0
+    width, height = (whole(value, f"{where}.{key}") for key, value in stated.items())
+    if not width or not height:
+        return 0, 0
+    try:
+        masks.check_size(height, width)
+    except InputError as error:
+        raise InputError(f"{where} states {error}") from error
+    return width, height
 
 
 def text(value: Any, where: str) -> str:
-    """A string of whole characters."""
+    """A string of valid Unicode."""
     if not isinstance(value, str):
-        raise InputError(f"{where} is {_short(value)}; expected a string")
+        raise InputError(f"{where} is {shown(value)}; expected a string")
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise InputError(f"{where} is {_short(value)}, which has half a character; expected Unicode text") from error
+        raise InputError(f"{where} is {shown(value)}, with an unpaired surrogate; expected valid Unicode") from error
     return value
 
 
 def identifier(value: Any, where: str) -> str:
-    """An id: a string or a number, as a string."""
-    return text(value, where) if isinstance(value, str) else str(number(value, where))
+    """An id, which is a string or a number, as a string; 7, 7.0 and "7" are the same."""
+    if isinstance(value, str):
+        return text(value, where)
+    try:
+        found = number(value, where)
+    except InputError as error:
+        raise InputError(f"{where} is {shown(value)}; expected an id, a string or a number") from error
+    return str(int(found) if found == int(found) else found)
 
 
 def picture(value: Any, where: str) -> str:
     """A picture's file name, relative to the folder of pictures and within it."""
     name = text(value, where)
-    parts = PurePosixPath(name).parts
-    if not parts or parts[0] == "/" or ".." in parts or "\0" in name:
-        raise InputError(f"{where} is {_short(name)}; expected a file name within the folder of pictures")
-    if any(len(part.encode()) > _LONGEST_NAME for part in parts):
-        raise InputError(f"{where} is {_short(name)}; expected at most {_LONGEST_NAME} bytes a name")
+    if not name or "\0" in name or "://" in name or not is_within(name):
+        raise InputError(f"{where} is {shown(name)}; expected a file name within the folder of pictures (--images)")
+    if len(name.encode()) > _LONGEST_PATH or max(len(part.encode()) for part in name.split("/")) > _LONGEST_NAME:
+        raise InputError(
+            f"{where} is {shown(name)}; expected at most {_LONGEST_NAME} bytes per name of a file or folder"
+        )
     return name
 
 
+def is_within(name: str) -> bool:
+    """Whether a relative path, with either system's separators, stays within its folder."""
+    path = PureWindowsPath(name)  # splits at both separators
+    return not path.anchor and ".." not in path.parts and bool(path.parts)
+
+
 def strings(value: Any, where: str) -> tuple[str, ...]:
-    """One string or a list of at least one; each may be the `raw` of an object."""
+    """One string or a list of at least one; each may also be an object with the string as `raw`."""
     if isinstance(value, dict) and "raw" in value:
         value = value["raw"]
     if isinstance(value, str):
         return (text(value, where),)
     if not isinstance(value, list) or not value:
-        raise InputError(f"{where} is {_short(value)}; expected a string or a list of strings")
+        raise InputError(f"{where} is {shown(value)}; expected a string or a list of strings")
     found = [item["raw"] if isinstance(item, dict) and "raw" in item else item for item in value]
     return tuple(text(item, f"{where}[{i}]") for i, item in enumerate(found))
+
+
+def coordinate(value: Any, where: str) -> float:
+    """A coordinate in pixels."""
+    found = number(value, where)
+    if abs(found) > masks.FARTHEST:
+        raise InputError(f"{where} is {shown(value)}; expected at most {masks.FARTHEST:,} pixels")
+    return found
 
 
 def xywh_box(value: Any, where: str) -> Box | None:
@@ -98,70 +136,147 @@ def xyxy_box(value: Any, where: str) -> Box | None:
     return None if value is None else _four(value, where, "[x1, y1, x2, y2]")
 
 
-def segmentation(value: Any, where: str) -> Segmentation | None:
-    """Polygons, COCO's RLE (compressed or not), null, or one flat polygon."""
+def segmentation(value: Any, where: str, folders: Sequence[Path]) -> Segmentation | None:
+    """A mask in any of its forms; null stays None.
+
+    Polygons, one polygon as a flat list or as a list of [x, y], COCO's RLE (compressed or not), a list of RLEs (refer's second
+    form), or a mask picture: its file name, relative to one of `folders`, or a data URI.
+    """
     if value is None:
         return None
     if isinstance(value, dict):
         return _rle(value, where)
+    if isinstance(value, str):
+        return read_mask(text(value, where), where, folders if is_within(value) else ())
     if not isinstance(value, list):
-        raise InputError(f"{where} is {_short(value)}; expected polygons, an RLE or null")
-    polygons = [value] if value and not isinstance(value[0], list) else value
-    for i, polygon in enumerate(polygons):
-        if not isinstance(polygon, list):
-            raise InputError(f"{where}[{i}] is {_short(polygon)}; expected a list of x, y, x, y, ...")
-        for coordinate in polygon:
-            number(coordinate, f"a coordinate of {where}[{i}]")
-    return polygons
+        raise InputError(f"{where} is {shown(value)}; expected polygons, an RLE, the file name of a mask, or null")
+    if value and isinstance(value[0], dict):
+        rles = [_rle(item, f"{where}[{i}]") for i, item in enumerate(value)]
+        return masks.union(rles) if len(rles) > 1 else rles[0]
+    return _polygons(value, where)
 
 
-def instance(annotation: Any, where: str) -> Instance:
-    """One of COCO's annotations: bbox xywh, segmentation, id. A category_id of -1 means that there is no object."""
+def instance(annotation: Any, where: str, source: Source) -> Instance:
+    """One of COCO's annotations: bbox xywh, segmentation, id. A category_id of -1 means that there is no object.
+
+    Without object, box and segmentation are None. Raises InputError where the annotation contradicts itself about that.
+    """
     if not isinstance(annotation, dict):
-        raise InputError(f"{where} is {_short(annotation)}; expected an annotation")
-    if annotation.get("category_id") == -1:
-        return Instance(None, None)
+        raise InputError(f"{where} is {shown(annotation)}; expected an annotation")
     box = xywh_box(annotation.get("bbox"), f"{where}.bbox")
-    mask = segmentation(annotation.get("segmentation"), f"{where}.segmentation")
+    mask = segmentation(annotation.get("segmentation"), f"{where}.segmentation", source.mask_folders)
+    if annotation.get("category_id") == -1:
+        if mask or (box and box[2] > box[0] and box[3] > box[1]):
+            raise InputError(f"{where}.category_id is -1, which means no object; expected no bbox and no segmentation")
+        return Instance(None, None)
+    if annotation.get("empty") is False and box is None and mask is None:
+        raise InputError(f"{where} is not empty, but has neither bbox nor segmentation")
     return Instance(box, mask, identifier(annotation.get("id", ""), f"{where}.id"))
 
 
-def by_id(entries: Any, where: str, problems: Problems) -> dict[Any, dict[str, Any]]:
-    """COCO's images or annotations by their `id`. One id for two different entries is a problem; the first is kept."""
+def present(found: Instance, where: str) -> Instance:
+    """`found`, which must have a box or a mask. Raises InputError: a record that loses an object would mean something else."""
+    if found.box is None and not found.segmentation:
+        raise InputError(f"{where} has neither a box nor a mask; expected at least one of them")
+    return found
+
+
+def by_id(entries: Any, where: str, source: Source) -> dict[str, dict[str, Any]]:
+    """COCO's images, annotations or categories by their `id`.
+
+    An entry without a usable id is a problem, and so is an id of two different entries: neither of them is in the result.
+    """
     if not isinstance(entries, list):
-        raise InputError(f"{where} is {_short(entries)}; expected a list")
-    found: dict[Any, dict[str, Any]] = {}
+        raise InputError(f"{where} is {shown(entries)}; expected a list")
+    found: dict[str, dict[str, Any]] = {}
+    ambiguous = set()
     for position, entry in enumerate(entries):
         place = f"{where}[{position}]"
-        with problems.at(place):
+        with source.at(place):
             if not isinstance(entry, dict) or "id" not in entry:
-                raise InputError(f"{place} is {_short(entry)}; expected an object with an id")
-            if found.setdefault(entry["id"], entry) != entry:
-                raise InputError(f"{place}.id is {_short(entry['id'])}, which another entry has; expected it once")
-    return found
+                raise InputError(f"{place} is {shown(entry)}; expected an object with an id")
+            key = identifier(entry["id"], f"{place}.id")
+            if found.setdefault(key, entry) != entry:
+                ambiguous.add(key)
+                raise InputError(f"{place}.id is {shown(entry['id'])}, which another entry has; expected it once")
+    return {key: entry for key, entry in found.items() if key not in ambiguous}
+
+
+def shown(value: Any) -> str:
+    """A value as messages show it: in at most 60 characters, however long or deep it is."""
+    if value is None:
+        return "missing or null"
+    return _Short().repr(value)
+
+
+class _Short(reprlib.Repr):
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxother, self.maxlong, self.maxlist, self.maxdict = 3, 60, 60, 40, 6, 4
+
+    def repr_int(self, x: int, level: int) -> str:
+        del level
+        return str(x) if abs(x) < 10**40 else f"an integer of {x.bit_length()} bits"
 
 
 def _four(value: Any, where: str, expected: str) -> Box:
     if not isinstance(value, list) or len(value) != 4:
-        raise InputError(f"{where} is {_short(value)}; expected {expected}")
-    a, b, c, d = (number(item, where) for item in value)
+        raise InputError(f"{where} is {shown(value)}; expected {expected}")
+    a, b, c, d = (coordinate(item, where) for item in value)
     return a, b, c, d
 
 
-def _rle(value: dict[str, Any], where: str) -> RLE:
-    size, counts = value.get("size"), value.get("counts")
-    if not isinstance(size, list) or len(size) != 2:
-        raise InputError(f"{where}.size is {_short(size)}; expected [height, width]")
-    height, width = (int(number(item, f"{where}.size")) for item in size)
-    if isinstance(counts, list):
-        return masks.uncompressed_to_rle([int(number(c, f"{where}.counts")) for c in counts], height, width)
+def _polygons(value: list[Any], where: str) -> list[list[float]]:
+    if value and not isinstance(value[0], list):
+        value = [value]
+    elif len(value) >= 3 and all(isinstance(point, list) and len(point) == 2 for point in value):
+        value = [[number for point in value for number in point]]
+    polygons = [_polygon(polygon, f"{where}[{i}]") for i, polygon in enumerate(value)]
+    if any(polygons) and all(number in (0, 1) for polygon in polygons for number in polygon):
+        raise InputError(
+            f"{where} holds only 0 and 1, like a bitmap or normalized coordinates; expected polygons in pixels, an RLE, or the "
+            "file name of a mask"
+        )
+    return polygons
+
+
+def _polygon(value: Any, where: str) -> list[float]:
+    if not isinstance(value, list):
+        raise InputError(f"{where} is {shown(value)}; expected a list of x, y, x, y, ...")
+    if value and isinstance(value[0], list | dict):
+        raise InputError(f"{where} is made of points, {shown(value[0])}; expected a flat list x, y, x, y, ...")
+    place = f"a coordinate of {where}"
+    return [coordinate(item, place) for item in value]
+
+
+def _rle(value: Any, where: str) -> RLE:
+    if not isinstance(value, dict):
+        raise InputError(f"{where} is {shown(value)}; expected an RLE with size and counts")
+    stated, counts = value.get("size"), value.get("counts")
+    if not isinstance(stated, list) or len(stated) != 2:
+        raise InputError(f"{where}.size is {shown(stated)}; expected [height, width]")
+    height, width = (whole(item, f"{where}.size") for item in stated)
+    try:
+        masks.check_size(height, width)
+        if isinstance(counts, list):
+            return masks.uncompressed_to_rle([whole(c, f"{where}.counts") for c in counts], height, width)
+    except InputError as error:
+        raise InputError(str(error) if where in str(error) else f"{where}: {error}") from error
+    return RLE(height, width, _compressed(counts, f"{where}.counts"))
+
+
+def _compressed(counts: Any, where: str) -> str:
+    """COCO's run lengths as a string, also from bytes and from what Python prints of bytes."""
     if isinstance(counts, bytes):
-        counts = counts.decode("ascii", "replace")
-    return RLE(height, width, text(counts, f"{where}.counts"))
-
-
-def _short(value: Any) -> str:
-    if value is None:
-        return "missing or null"
-    shown = repr(value)
-    return shown if len(shown) <= 60 else shown[:57] + "..."
+        counts = counts.decode("latin1")
+    counts = text(counts, where)
+    if re.fullmatch(r"b'.*'|b\".*\"", counts):
+        try:
+            counts = ast.literal_eval(counts).decode("latin1")
+        except (ValueError, SyntaxError) as error:
+            raise InputError(f"{where} is {shown(counts)}; expected COCO's compressed run lengths") from error
+    if not all("0" <= character <= "o" for character in counts):
+        raise InputError(
+            f"{where} is {shown(counts)}; expected COCO's compressed run lengths, or a list of them as numbers"
+        )
+    return counts

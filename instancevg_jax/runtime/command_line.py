@@ -101,6 +101,21 @@ def load_config(spec: str) -> Config:
     return config
 
 
+def override(config: Config, arguments: Sequence[str]) -> Config:
+    """The config with `--config.section.field=value` applied. Raises InputError as `parse` does."""
+    _check_fields(arguments, config)
+    values, command = flags.FlagValues(), ["command", *arguments]
+    config_flags.DEFINE_config_dataclass("config", config, flag_values=values, sys_argv=command)
+    try:
+        values(command)
+    except flags.Error as error:
+        raise InputError(" ".join(str(error).split())) from error
+    changed = values["config"].value
+    assert isinstance(changed, Config)
+    configs.check(changed)
+    return changed
+
+
 def _module_of_file(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location("config_file", path)
     if spec is None or spec.loader is None:

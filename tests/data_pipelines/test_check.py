@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from data_pipelines import masks
-from data_pipelines.annotations import original
+from data_pipelines.annotations import reading
 from data_pipelines.check import check, counts_table, faults_table, format_table, main, read
 from data_pipelines.checking.faults import KINDS, Rules, crosses_itself, is_note, look_at_pictures, polygon_is_empty
 from data_pipelines.checking.fixes import fix
@@ -109,7 +109,7 @@ def plant(kind: str, content: dict[str, list], images: Path) -> None:
 
 
 def test_nothing_is_found_in_sound_files(tmp_path: Path, images: Path, rules: Rules):
-    assert check(original.read(write(tmp_path, sound())), images, rules, None, 2) == []
+    assert check(reading.read(write(tmp_path, sound())), images, rules, None, 2) == []
 
 
 LEFT = {"split that cannot be stored", "more objects than max_targets", "no group"}
@@ -131,7 +131,7 @@ def test_a_planted_fault_is_found_and_mended(
     assert faults[0].where in (
         *("train[0]", "1.jpg", "3.jpg", "train/sent4", "train[2]", "val[1][0]", "val-1", "instance.json train[0]"),
     )
-    again = check(original.read(cleaned), images, rules, None, 2)
+    again = check(reading.read(cleaned), images, rules, None, 2)
     left = {kind} if kind in LEFT or is_note(kind, protocol) else set()
     if kind == "mask cannot be drawn" and protocol == "strict":
         left = {"box without mask"}
@@ -144,9 +144,9 @@ def test_a_mask_that_is_dropped_takes_its_record_along_where_the_protocol_needs_
 ):
     bad, good = annotation(segmentation=[[10, 10, 30, 10]]), annotation(30, 15)
     content = {"train": [generalized(1, "two dogs", bad, good), generalized(2, "a dog", good)]}
-    records = original.read(write(tmp_path, content))
+    records = reading.read(write(tmp_path, content))
     check(records, images, Rules(protocol=protocol), tmp_path / "cleaned.jsonl", 1)
-    cleaned = original.read(tmp_path / "cleaned.jsonl")
+    cleaned = reading.read(tmp_path / "cleaned.jsonl")
     assert [len(select(record, protocol).objects) for record in cleaned] == [2, 1][-kept:]
     dropped = "1 records dropped: an object has no mask; --protocol strict keeps it" in capsys.readouterr().out
     assert dropped == (protocol == "official")
@@ -155,7 +155,7 @@ def test_a_mask_that_is_dropped_takes_its_record_along_where_the_protocol_needs_
 @pytest.mark.parametrize("segmentation", [{"size": [HEIGHT, WIDTH], "counts": c} for c in ("55", "abc", "")])
 def test_runs_that_do_not_fill_the_picture_are_found(tmp_path: Path, images: Path, segmentation: dict[str, Any]):
     content = {"train": [generalized(1, "a dog", annotation(segmentation=segmentation))]}
-    faults = check(original.read(write(tmp_path, content)), images, Rules(), None, 1)
+    faults = check(reading.read(write(tmp_path, content)), images, Rules(), None, 1)
     assert [(fault.kind, fault.detail) for fault in faults] == [
         ("mask cannot be drawn", "the RLE does not fill a mask of 60 x 40")
     ]
@@ -171,9 +171,9 @@ def test_folders_may_repeat_names_but_not_cocos(tmp_path: Path, images: Path):
     path.write_text("\n".join(map(json.dumps, lines)))
     for line in lines:
         picture(images / line["split"], line["image"].split("/")[1])
-    faults = check(original.read(path), images, Rules(), tmp_path / "cleaned.jsonl", 1)
+    faults = check(reading.read(path), images, Rules(), tmp_path / "cleaned.jsonl", 1)
     assert faults == [("picture in train and in another split", "train/COCO_train2014_000000000009.jpg", "")]
-    kept = original.read(tmp_path / "cleaned.jsonl")
+    kept = reading.read(tmp_path / "cleaned.jsonl")
     assert [record.picture for record in kept] == ["train/0001.jpg", *(line["image"] for line in lines[2:])]
 
 
@@ -185,7 +185,7 @@ def test_lines_of_two_files_are_not_one_id(tmp_path: Path, images: Path):
 
 
 def test_splits_of_one_stored_name_are_found(tmp_path: Path, images: Path):
-    records = original.read(write(tmp_path, {s: [generalized(3, "a man", annotation())] for s in ("val+", "valplus")}))
+    records = reading.read(write(tmp_path, {s: [generalized(3, "a man", annotation())] for s in ("val+", "valplus")}))
     faults = check(records, images, Rules(), None, 1)
     assert faults == [("split that cannot be stored", "valplus", "'val+' would be stored under the same name")]
 
@@ -195,7 +195,7 @@ def test_fix_says_what_it_changed(tmp_path: Path, images: Path, capsys: pytest.C
     for kind in ("mask without box", "null among objects", "duplicate id"):
         plant(kind, content, images)
     content["train"][0]["annotations"][2]["segmentation"].append([1, 1, 5, 5])
-    check(original.read(write(tmp_path, content)), images, Rules(), tmp_path / "new/cleaned.jsonl", 1)
+    check(reading.read(write(tmp_path, content)), images, Rules(), tmp_path / "new/cleaned.jsonl", 1)
     printed = capsys.readouterr().out
     assert "cleaned.jsonl: 3 of 3 records" in printed
     for line in (
@@ -205,13 +205,13 @@ def test_fix_says_what_it_changed(tmp_path: Path, images: Path, capsys: pytest.C
         "1 duplicate ids changed",
     ):
         assert line in printed
-    first = original.read(tmp_path / "new/cleaned.jsonl")[0]
+    first = reading.read(tmp_path / "new/cleaned.jsonl")[0]
     assert [instance.box for instance in first.instances] == [(10, 10, 30, 30), (30, 15, 50, 35)]
 
 
 def test_a_record_that_loses_its_objects_is_dropped_and_not_called_empty(images: Path, tmp_path: Path):
     content = {"val": [generalized(1, "a dog", annotation(bbox=[70, 10, 5, 5], segmentation=None))]}
-    records = original.read(write(tmp_path, content))
+    records = reading.read(write(tmp_path, content))
     fixed, done = fix(records, look_at_pictures(["1.jpg"], images, 1), "official")
     assert fixed == []
     assert done["records dropped: no object is left of them"] == 1
@@ -251,7 +251,7 @@ def test_emptiness():
 
 
 def test_the_tables_hold_every_kind_and_split(tmp_path: Path, images: Path):
-    records = original.read(write(tmp_path, sound()))
+    records = reading.read(write(tmp_path, sound()))
     counts = format_table(counts_table("grefcoco", records, "official"))
     assert "16,994 differs" in counts
     assert [line.split()[0] for line in counts.splitlines()[2:]] == ["train", "val"]
@@ -264,7 +264,7 @@ def test_boxes_alone_count_as_nothing_under_the_official_protocol(tmp_path: Path
     path = tmp_path / "own.jsonl"
     path.write_text('{"image": "1.jpg", "expressions": "a dog", "objects": [{"box": [1, 2, 30, 30]}]}')
     for protocol, counts in (("official", ["1", "0", "0", "0"]), ("strict", ["0", "1", "0", "1"])):
-        assert counts_table("custom", original.read(path), check_protocol(protocol))[1][5:] == counts
+        assert counts_table("custom", reading.read(path), check_protocol(protocol))[1][5:] == counts
 
 
 @pytest.mark.parametrize(
@@ -276,7 +276,7 @@ def test_boxes_alone_count_as_nothing_under_the_official_protocol(tmp_path: Path
     ],
 )
 def test_the_refer_layouts_splits_have_published_counts(tmp_path: Path, splits: dict[str, int], stated: list[str]):
-    records = original.read(write(tmp_path, {split: [generalized(3, "a man", annotation())] for split in splits}))
+    records = reading.read(write(tmp_path, {split: [generalized(3, "a man", annotation())] for split in splits}))
     assert [row[4] for row in counts_table("refcoco", records, "official")[1:]] == stated
 
 
@@ -317,12 +317,12 @@ def test_the_commands_protocol_and_settings(
 
 def test_the_real_sample(tmp_path: Path):
     root = oracle.data("refcoco_real")
-    records = original.read(root / "annotations/grefs/instance.json")
+    records = reading.read(root / "annotations/grefs/instance.json")
     faults = check(records, root / "images/mscoco/train2014", Rules(), tmp_path / "cleaned.jsonl", 2)
     found = {kind: sum(f.kind == kind for f in faults) for kind in {f.kind for f in faults}}
     # 18 pictures are shared because the sample's splits are cut from the same pictures
     assert found == {"self-crossing polygon": 4, "picture in train and in another split": 18}
-    cleaned = original.read(tmp_path / "cleaned.jsonl")
+    cleaned = reading.read(tmp_path / "cleaned.jsonl")
     assert [r.id for r in cleaned] == [r.id for r in records if r.split != "train"]
     sizes = {r.id: (r.height, r.width) for r in records}
     drawn = {r.id: [masks.to_rle(i.segmentation, *sizes[r.id]) for i in r.instances if i.segmentation] for r in records}

@@ -15,7 +15,7 @@ import pycocotools.mask
 import pytest
 
 from data_pipelines import augment, masks
-from data_pipelines.annotations import original
+from data_pipelines.annotations import reading
 from data_pipelines.augment import Jitter, Window, cut_boxes, cut_mask, cut_picture
 from data_pipelines.cache import PictureCache
 from data_pipelines.records import RLE, Instance, Record, select
@@ -48,7 +48,7 @@ def fixture_records(tmp_path: Path, family: str) -> list[Record]:
     """The family's annotations of F8, read as a file of that family is."""
     path = tmp_path / "instance.json"
     path.write_text(json.dumps(json.loads(oracle.path("fixtures/f8_annotations.json").read_text())[family]))
-    return original.read(path)
+    return reading.read(path)
 
 
 def fixture_picture(record: Record) -> np.ndarray:

@@ -1,0 +1,156 @@
+"""Every annotation file that this project reads becomes a list of `Record`s. The layout is recognized from the content.
+
+a dict of splits                  the original's files and SimVG's: `original`
+a list of references              refs(unc).p, grefs(unc).json, with instances.json in the same folder: `refer`
+images, annotations               COCO with captions per annotation or per image, or category names: `coco`
+JSON lines, or a list of records  this project's own layout, and ODVG: `jsonl`, `odvg`
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from data_pipelines.annotations import coco, jsonl, original, refer, safe_pickle
+from data_pipelines.annotations.mixture import merge as merge_files
+from data_pipelines.annotations.pictures import find_pictures
+from data_pipelines.annotations.problems import Problems
+from data_pipelines.annotations.source import Source, opened, parse_json
+from data_pipelines.records import Record, is_training
+from instancevg_jax.errors import InputError
+
+CAPTIONS = {"categories": "the names of the categories of a detection export are its sentences"}
+_JSON_LINES = (".jsonl", ".ndjson", ".jsonlines")
+_PICKLES = (".p", ".pkl", ".pickle")
+_START = 4096  # bytes
+_FOREIGN = {  # how files of other kinds begin
+    b"PAR1": "a Parquet file; export it as JSON lines",
+    b"PK\x03\x04": "a zip archive; unpack it and name the annotation file",
+    b"\x1f\x8b": "a gzip file; give it a name that ends in .gz",
+    b"\x89HDF": "an HDF5 or MATLAB file; export it as JSON lines",
+    b"<": "XML or HTML; export it as COCO or JSON lines",
+    b"version https://git-lfs": "a Git LFS pointer; fetch the file itself with git lfs pull",
+}
+_UNREAD = {  # keys by which layouts that are not read are recognized
+    "conversations": "conversations for instruction tuning (LLaVA)",
+    "shapes": "labelme's layout",
+    "result": "Label Studio's results",
+    "score": "results of a detector (COCO results)",
+    "_via_img_metadata": "VGG Image Annotator's layout",
+}
+
+
+def read(
+    path: str | Path, problems: Problems | None = None, *, images: str | Path | None = None, captions: str = ""
+) -> list[Record]:
+    """All records of a file, split by split, in the file's order.
+
+    Outside training splits, a record with several expressions becomes one record per expression: evaluation counts each.
+    An object that cannot be read makes its whole record unreadable.
+
+    Args:
+        path: the annotation file; `.gz` is decompressed.
+        problems: with `keep`, unreadable records are listed there and left out. Notes are added there.
+        images: the folder of the pictures. With it, pictures are found under other spellings of their names, and masks that
+            are picture files are looked for there.
+        captions: "categories" makes the category names of a detection export its sentences.
+
+    Raises:
+        InputError: no such file, no known layout, or a value that is missing or of the wrong kind; the message names the
+            file and the place in it.
+    """
+    if captions not in ("", *CAPTIONS):
+        raise InputError(f"--captions is {captions!r}; expected {', '.join(CAPTIONS)}")
+    problems = Problems() if problems is None else problems
+    source = Source(Path(path), problems, Path(images) if images else None, captions)
+    try:
+        records = [single for record in _read(source) for single in _one_per_expression(record)]
+        return find_pictures(records, source.images, problems) if source.images else records
+    except InputError as error:
+        message = str(error)
+        raise InputError(message if str(path) in message else f"{path}: {message}") from error
+    except RecursionError as error:
+        raise InputError(f"{path}: nested too deeply; expected annotations") from error
+
+
+def read_files(
+    paths: Sequence[str | Path],
+    problems: Problems | None = None,
+    *,
+    images: str | Path | None = None,
+    captions: str = "",
+    merge: str = "",
+) -> list[Record]:
+    """The records of several files as one data set. See `read`, and `mixture.merge` for `merge` and the errors it raises."""
+    files = [(Path(path), read(path, problems, images=images, captions=captions)) for path in paths]
+    return merge_files(files, merge)
+
+
+def _read(source: Source) -> list[Record]:
+    _check_file(source)
+    if source.name.endswith(_JSON_LINES) or _is_lines(source):
+        return jsonl.read(source)
+    is_pickle = source.name.endswith(_PICKLES)
+    content = safe_pickle.load(source.path) if is_pickle else source.load_json()
+    if isinstance(content, dict) and {"images", "annotations"} <= content.keys():
+        return coco.read(content, source)
+    entries = content if isinstance(content, list) else [content]
+    if any(map(jsonl.is_entry, entries)):
+        return jsonl.read_list(entries, source)
+    if source.captions:
+        raise InputError(f"no detection export (COCO, ODVG); expected one with --captions {source.captions}")
+    if any(map(refer.is_entry, entries)):
+        return refer.read(entries, source)
+    if isinstance(content, dict) and content and all(isinstance(items, list) for items in content.values()):
+        return original.read(content, source)
+    raise InputError(_unknown(content))
+
+
+def _check_file(source: Source) -> None:
+    try:
+        if not source.path.is_file():
+            is_folder = source.path.is_dir()
+            raise InputError(
+                f"{source.path}: {'is a folder' if is_folder else 'no such file'}; expected a file of annotations"
+            )
+    except OSError as error:
+        raise InputError(f"{source.path}: cannot be read ({error.strerror})") from error
+    with opened(source.path) as file:
+        start = file.read(_START).removeprefix(b"\xef\xbb\xbf").lstrip()
+    if not start:
+        raise InputError("the file is empty; expected annotations")
+    foreign = next((what for magic, what in _FOREIGN.items() if start.startswith(magic)), None)
+    if source.name.endswith((".csv", ".tsv")):
+        foreign = "a table; export it as JSON lines"
+    if foreign:
+        raise InputError(f"this looks like {foreign} (docs/data.md has the layouts that are read)")
+
+
+def _is_lines(source: Source) -> bool:
+    """Whether a file that is not named so holds JSON lines: its first two lines are objects."""
+    if source.name.endswith(_PICKLES):
+        return False
+    first = [line for _, line in itertools.islice(source.lines(), 2)]
+    try:
+        return len(first) == 2 and all(isinstance(parse_json(line, ""), dict) for line in first)
+    except InputError:
+        return False
+
+
+def _unknown(content: Any) -> str:
+    """The message for content of no known layout, which names the layout where it is one that others use."""
+    entries = content if isinstance(content, list) else [content]
+    entry = next((e for e in entries if isinstance(e, dict)), {})
+    known = next((what for key, what in _UNREAD.items() if key in entry), None)
+    looks = f"this looks like {known}, which is not read; " if known else "no known layout; "
+    return (
+        f"{looks}expected a dict of splits, COCO's images and annotations, a list of references with sentences, or JSON lines "
+        "(docs/data.md)"
+    )
+
+
+def _one_per_expression(record: Record) -> list[Record]:
+    if is_training(record.split) or len(record.expressions) == 1:
+        return [record]
+    return [replace(record, id=f"{record.id}/{k}", expressions=(e,)) for k, e in enumerate(record.expressions)]

@@ -1,0 +1,86 @@
+"""An annotation file while it is read: its bytes, the options of reading, and the list of problems."""
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from io import BufferedIOBase
+from pathlib import Path
+from typing import Any
+
+from data_pipelines.annotations.problems import Problem, Problems
+from instancevg_jax.errors import InputError, first_line
+
+_MOST_BYTES = 2**31  # of a JSON document or a line after decompression: a small .gz may hold any number of zeros
+
+
+@dataclass(frozen=True)
+class Source:
+    """One annotation file and how to read it."""
+
+    path: Path
+    problems: Problems = field(default_factory=Problems)
+    images: Path | None = None  # folder of the pictures, where it is known
+    captions: str = ""  # "categories": category names of a detection export are its sentences
+
+    @contextmanager
+    def at(self, where: str) -> Iterator[None]:
+        """Context for reading one record, called `where`: an InputError is listed in `problems`, or raised where none are kept."""
+        try:
+            yield
+        except InputError as error:
+            if not self.problems.keep:
+                raise
+            self.problems.found.append(Problem(f"{self.path.name} {where}", str(error)))
+
+    @property
+    def name(self) -> str:
+        """The file's name in lower case, without `.gz`."""
+        return self.path.name.lower().removesuffix(".gz")
+
+    @property
+    def mask_folders(self) -> list[Path]:
+        """Where the file of a mask may be: among the pictures or next to the annotations."""
+        return [folder for folder in (self.images, self.path.parent) if folder]
+
+    def load_json(self, name: str = "") -> Any:
+        """The content of the file, or of the file `name` in the same folder. Raises InputError where it is not valid JSON."""
+        path = self.path.with_name(name) if name else self.path
+        with opened(path) as file:
+            data = file.read(_MOST_BYTES + 1)
+        if len(data) > _MOST_BYTES:
+            raise InputError(f"{path}: more than {_MOST_BYTES:,} bytes; expected less in one document")
+        return parse_json(data, str(path))
+
+    def lines(self) -> Iterator[tuple[int, bytes]]:
+        """The lines that are not blank, with their numbers from 1."""
+        with opened(self.path) as file:
+            for number, line in enumerate(iter(lambda: file.readline(_MOST_BYTES + 1), b""), 1):
+                if len(line) > _MOST_BYTES:
+                    raise InputError(f"{self.path}: line {number} has more than {_MOST_BYTES:,} bytes")
+                if line.strip():
+                    yield number, line
+
+
+def parse_json(data: bytes, where: str) -> Any:
+    """A JSON value in UTF-8 (a byte order mark is allowed), UTF-16 or UTF-32. Raises InputError naming `where`."""
+    try:
+        return json.loads(data)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where} is not valid JSON in UTF-8 ({first_line(error)})") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where} is not valid JSON ({first_line(error)})") from error
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[BufferedIOBase]:
+    """A file for reading, decompressed where its name ends in .gz. Raises InputError where that fails, now or later."""
+    try:
+        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
+            yield file
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise InputError(f"{path}: damaged, or not compressed by gzip ({first_line(error)})") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or first_line(error)})") from error
