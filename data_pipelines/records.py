@@ -1,4 +1,4 @@
-"""The one typed record that every annotation file becomes, and what a protocol reads from it."""
+"""The typed record that every annotation becomes, and which of its objects a protocol takes."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -8,7 +8,8 @@ from typing import Literal, NamedTuple
 from instancevg_jax.errors import InputError
 
 Protocol = Literal["official", "strict"]
-Box = tuple[float, float, float, float]  # (x1, y1, x2, y2), pixels of the picture
+Box = tuple[float, float, float, float]  # (x1, y1, x2, y2) in pixels of the picture
+Polygons = list[list[float]]  # [[x, y, x, y, ...], ...] in pixels; the object is their union
 FAMILIES = {
     "refcoco": "RefCOCO, RefCOCO+ and RefCOCOg: one object per sentence",
     "grefcoco": "gRefCOCO: none, one or many objects per sentence",
@@ -16,7 +17,6 @@ FAMILIES = {
     "rrefcoco": "R-RefCOCO, R-RefCOCO+, R-RefCOCOg: sentences of one object in groups, with negatives",
     "custom": "your own data",
 }
-Polygons = list[list[float]]  # [[x, y, x, y, ...], ...], pixels; the object is their union
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ Segmentation = Polygons | RLE
 
 @dataclass(frozen=True)
 class Instance:
-    """One object, as its file states it: `None` stands for null or a missing key, both None for "there is no object"."""
+    """One object as its file states it. None means null or a missing key; both None means that there is no object."""
 
     box: Box | None
     segmentation: Segmentation | None
@@ -42,20 +42,20 @@ class Instance:
 
 @dataclass(frozen=True)
 class Record:
-    """A picture, what is said about it, and the objects that are meant (in the file's order, nulls included)."""
+    """A picture, sentences about it, and the objects that they mean, in the file's order and with its nulls."""
 
     id: str
     picture: str  # file name, relative to the folder of pictures
-    width: int  # 0 where the file does not state it
+    width: int  # pixels; width and height are 0 where the file does not state them
     height: int
-    expressions: tuple[str, ...]  # of the same objects; in training one is drawn at random
+    expressions: tuple[str, ...]  # sentences for the same objects; training draws one at random
     instances: tuple[Instance, ...]
     split: str
-    group: str = ""  # train: alternatives of which one is drawn; else: sentences of one object (R-RefCOCO's metric)
+    group: str = ""  # training: alternatives, of which one is drawn; evaluation: sentences of one object (R-RefCOCO)
 
     @property
     def image_key(self) -> str:
-        """What makes two records share a picture: COCO's number where the file is called by one, else the whole name."""
+        """Equal for records of the same picture: COCO's number if the file name has one, else the file name."""
         number = coco_number(self.picture)
         return self.picture if number is None else str(number)
 
@@ -63,23 +63,23 @@ class Record:
 class Selection(NamedTuple):
     """What a protocol takes from a record."""
 
-    objects: tuple[Instance, ...]  # each a target with its own box and mask
-    merged: tuple[Segmentation, ...]  # their union is the merged mask
+    objects: tuple[Instance, ...]  # each is a target with its own box and mask
+    merged: tuple[Segmentation, ...]  # the merged mask is their union
 
 
 def check_protocol(name: str) -> Protocol:
-    """The protocol of this name. Raises InputError where there is none."""
+    """`name` as a `Protocol`. Raises InputError for any other name."""
     if name == "official" or name == "strict":
         return name
     raise InputError(f"protocol is {name!r}; expected 'official' or 'strict'")
 
 
 def select(record: Record, protocol: Protocol) -> Selection:
-    """The objects a record's expression means, and the segmentations its merged mask is made of.
+    """The objects that a record's expressions mean, and the segmentations that make up the merged mask.
 
     "official" stops where the original stops (its loading.py: `_load_bboxes`, `_load_masks`, `_load_masks_parts`): objects
     end at the first null box or null or empty segmentation, the merged mask at the first null segmentation. "strict"
-    leaves out what is null and goes on; an object with only a box or only a mask is kept.
+    skips nulls only; an object with only a box or only a mask is kept.
     """
     if check_protocol(protocol) == "strict":
         objects = tuple(i for i in record.instances if i.box is not None or i.segmentation)
@@ -90,7 +90,7 @@ def select(record: Record, protocol: Protocol) -> Selection:
 
 
 def coco_number(picture: str) -> int | None:
-    """COCO's number of a picture whose file has its form (COCO_train2014_000000000009.jpg, 000000000009.jpg: 9)."""
+    """COCO's number of a picture, from a file name like COCO_train2014_000000000009.jpg or 000000000009.jpg; else None."""
     found = re.search(r"(?:^|[/_])(\d{12})\.\w+$", picture)
     return int(found[1]) if found else None
 
@@ -101,25 +101,25 @@ def default_protocol(family: str) -> Protocol:
 
 
 def is_partial(record: Record) -> bool:
-    """Whether an object has a box and no mask, or a mask and no box: "official" takes neither it nor what follows."""
+    """Whether an object has only a box or only a mask. "official" drops such an object and all that follow it."""
     return any((i.box is None) != (not i.segmentation) for i in record.instances)
 
 
 def most_objects(records: Iterable[Record], protocol: Protocol) -> int:
-    """The largest number of objects in one record: what T has to be for these records."""
+    """The largest number of objects in one record, and so the smallest `max_targets` for these records."""
     return max((len(select(record, protocol).objects) for record in records), default=0)
 
 
 def is_training(split: str) -> bool:
-    """Whether a split is trained on: its name starts with "train". There, expressions and groups are drawn from."""
+    """Whether a split is for training: its name starts with "train". Training draws from expressions and groups."""
     return split.startswith("train")
 
 
 def units(records: list[Record]) -> list[range]:
-    """Index ranges into `records` that count as one step of an epoch.
+    """Index ranges into `records`, each of which is one item of an epoch.
 
-    In a training split a run of records with one `group` is a unit, of which the loader draws one (as the original does
-    for R-RefCOCO and for SimVG's layout); otherwise every record is one. Source: `__call__` of the original's loaders.
+    In a training split, consecutive records of the same `group` are one item, of which the loader draws one record (as the
+    original does for R-RefCOCO and SimVG's layout); any other record is an item. Source: `__call__` of the original's loaders.
     """
     starts = [
         i
@@ -150,7 +150,7 @@ def split_names(records: Iterable[Record]) -> list[str]:
 
 
 def by_split(records: Iterable[Record]) -> dict[str, list[Record]]:
-    """Records of each split, in order."""
+    """The records of each split, in order."""
     splits: dict[str, list[Record]] = {}
     for record in records:
         splits.setdefault(record.split, []).append(record)

@@ -293,10 +293,9 @@ def _jitter(data: DataConfig) -> Jitter:
     return Jitter(smallest, largest, data.jitter_flip)
 
 
-def train_batches(config: Config, tokenizer: Tokenizer) -> grain.DatasetIterator[Batch]:
-    """This process's share of every global training batch, without end; has `get_state` and `set_state`."""
+def train_batches(config: Config, source: Split) -> grain.DatasetIterator[Batch]:
+    """This process's share of every global training batch of `source`, without end; has `get_state` and `set_state`."""
     data = config.data
-    source = open_split(config, data.train_split, tokenizer)
     if isinstance(source, ShapesSplit):
         source = replace(source, curriculum=data.shapes_curriculum, turns=data.shapes_turns)
     if data.jitter:

@@ -68,7 +68,7 @@ def read(content: Entry, source: Source) -> list[Record]:
         if isinstance(annotation, dict):
             with source.at(where):
                 sentence = sentence_of(annotation, image, where)
-        if sentence == "":
+        if sentence == "" and image is not None:
             continue
         stray = image is not None and image not in images
         with source.at(where):
@@ -77,7 +77,7 @@ def read(content: Entry, source: Source) -> list[Record]:
         if stray and source.captions == "categories":
             continue  # exports of a part of a data set leave such annotations behind
         if image is None or sentence is None or stray:
-            doubts.add(None if stray else image, sentence, where)
+            doubts.add(None if stray else image, sentence or None, where)
         else:
             found = sentences.setdefault((image, sentence), _Sentence(image, sentence))
             found.annotations.append((where, annotation))

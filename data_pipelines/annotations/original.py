@@ -42,7 +42,7 @@ def _split(split: str, items: list[Any], source: Source) -> list[Record]:
         where = f"{split}[{position}]"
         if isinstance(item, list):
             group = where if is_training(split) else groups.get(position, "")
-            entries = [(f"{where}[{k}]", entry, group) for k, entry in enumerate(item)]
+            entries = [(f"{where}[{k}]", entry, group) for k, entry in enumerate(item)] or [(where, item, "")]
         else:
             entries = [(where, item, "")]
         for place, entry, group in entries:
@@ -75,7 +75,7 @@ def _reader(entry: Entry) -> Callable[[Entry, str, str, Source], list[Record]]:
     if annotations is None:
         return _single_target
     if isinstance(annotations, list) and any(isinstance(a, list) for a in annotations):
-        return _parallel_lists
+        return _generalized if isinstance(entry.get("expressions"), dict) else _parallel_lists
     return _generalized
 
 
@@ -113,8 +113,11 @@ def _parallel_lists(entry: Entry, split: str, where: str, source: Source) -> lis
         raise InputError(f"{where} has {len(expressions)} expressions and {len(lists)} lists of annotations")
     records = []
     for k, (expression, annotations) in enumerate(zip(expressions, lists, strict=True)):
-        if not isinstance(annotations, list):
-            raise InputError(f"{where}.annotations[{k}] is {shown(annotations)}; expected a list of annotations")
+        if not isinstance(annotations, list) or not annotations:
+            raise InputError(
+                f"{where}.annotations[{k}] is {shown(annotations)}; expected a list of annotations, one with category_id -1 "
+                "where nothing is meant"
+            )
         if entry.get("bbox") is not None:
             annotations = _with_boxes(annotations, entry["bbox"], k, where)
         targets = tuple(instance(a, f"{where}.annotations[{k}][{i}]", source) for i, a in enumerate(annotations))

@@ -1,5 +1,6 @@
 """Pictures that are in their folder under another spelling of the name that the annotations state."""
 
+import re
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -12,6 +13,9 @@ from data_pipelines.records import Record, coco_number
 from instancevg_jax.errors import InputError
 
 _SUFFIXES = {".jpg": ".jpeg", ".jpeg": ".jpg"}
+_OF_A_REFERENCE = re.compile(
+    r"(?<=_\d{12})_\d+(\.\w+)$"
+)  # refer names references COCO_train2014_000000000309_1161269.jpg
 _COCO_FOLDERS = ("train2014", "val2014", "train2017", "val2017")
 
 
@@ -43,15 +47,17 @@ def _spellings(name: str, folder: str) -> Iterator[str]:
     """Other names of the same picture, by combinations of what systems and tools change in names; then COCO's other names."""
     names = [name]
     changes: list[Callable[[str], str]] = [
-        lambda n: n.replace("\\", "/"),
+        lambda n: str(PurePosixPath(n.replace("\\", "/"))),
         unquote,
-        lambda n: n.removeprefix("./"),
+        str.strip,
+        lambda n: _OF_A_REFERENCE.sub(r"\1", n),
         lambda n: n.removeprefix(f"{folder}/"),
         lambda n: unicodedata.normalize("NFC", n),
         lambda n: unicodedata.normalize("NFD", n),
         lambda n: _with_suffix(n, _SUFFIXES.get(PurePosixPath(n).suffix.lower(), PurePosixPath(n).suffix)),
         lambda n: _with_suffix(n, PurePosixPath(n).suffix.lower()),
         lambda n: _with_suffix(n, PurePosixPath(n).suffix.upper()),
+        str.lower,
     ]
     for change in changes:
         names += [new for new in map(change, list(names)) if new not in names]

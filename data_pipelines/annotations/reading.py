@@ -110,7 +110,10 @@ def _read(source: Source) -> list[Record]:
 def _check_file(source: Source) -> None:
     try:
         if not source.path.is_file():
-            raise InputError(f"{source.path}: no such file; expected annotations")
+            is_folder = source.path.is_dir()
+            raise InputError(
+                f"{source.path}: {'is a folder' if is_folder else 'no such file'}; expected a file of annotations"
+            )
     except OSError as error:
         raise InputError(f"{source.path}: cannot be read ({error.strerror})") from error
     with opened(source.path) as file:

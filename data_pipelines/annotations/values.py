@@ -230,15 +230,23 @@ def _polygons(value: list[Any], where: str) -> list[list[float]]:
     if value and not isinstance(value[0], list):
         value = [value]
     elif len(value) >= 3 and all(isinstance(point, list) and len(point) == 2 for point in value):
-        value = [[coordinate for point in value for coordinate in point]]
-    for i, polygon in enumerate(value):
-        if not isinstance(polygon, list):
-            raise InputError(f"{where}[{i}] is {shown(polygon)}; expected a list of x, y, x, y, ...")
-        if polygon and isinstance(polygon[0], list | dict):
-            raise InputError(
-                f"{where}[{i}] is made of points, {shown(polygon[0])}; expected a flat list x, y, x, y, ..."
-            )
-    return [[coordinate(item, f"a coordinate of {where}[{i}]") for item in p] for i, p in enumerate(value)]
+        value = [[number for point in value for number in point]]
+    polygons = [_polygon(polygon, f"{where}[{i}]") for i, polygon in enumerate(value)]
+    if any(polygons) and all(number in (0, 1) for polygon in polygons for number in polygon):
+        raise InputError(
+            f"{where} holds only 0 and 1, like a bitmap or normalized coordinates; expected polygons in pixels, an RLE, or the "
+            "file name of a mask"
+        )
+    return polygons
+
+
+def _polygon(value: Any, where: str) -> list[float]:
+    if not isinstance(value, list):
+        raise InputError(f"{where} is {shown(value)}; expected a list of x, y, x, y, ...")
+    if value and isinstance(value[0], list | dict):
+        raise InputError(f"{where} is made of points, {shown(value[0])}; expected a flat list x, y, x, y, ...")
+    place = f"a coordinate of {where}"
+    return [coordinate(item, place) for item in value]
 
 
 def _rle(value: Any, where: str) -> RLE:

@@ -44,7 +44,7 @@ def config(tmp_path: Path) -> Config:
 
 
 def epochs(config: Config, count: int = 2) -> list[Batch]:
-    stream = splits.train_batches(config, splits.load_tokenizer(config))
+    stream = splits.train_batches(config, splits.open_split(config, "train", splits.load_tokenizer(config)))
     return [next(stream) for _ in range(count)]
 
 
@@ -58,7 +58,7 @@ def test_curriculum_goes_from_one_level_to_all_by_turns(turns):
     config.train.batch_size = 8
     config.data.shapes_turns, config.data.shapes_curriculum = turns, 4
     tokenizer = splits.load_tokenizer(config)
-    batch = next(splits.train_batches(config, tokenizer))
+    batch = next(splits.train_batches(config, splits.open_split(config, "train", tokenizer)))
     levels = [turns[0]] * 4 + [turns[i % len(turns)] for i in range(4, 8)]
     expected = [ShapesDataset("train", level).describe(i).expression for i, level in enumerate(levels)]
     tokens = [tokenizer.encode(expression, config.model.max_tokens)[0] for expression in expected]
