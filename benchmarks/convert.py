@@ -20,9 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from configs.families import official
 from convert import export
-from convert.__main__ import TOKEN_IDS
 from convert.instancevg import TABLE
 from convert.rules import to_source
 from data_pipelines.shapes.dataset import TOKENIZER_PATH
@@ -30,6 +28,7 @@ from instancevg_jax import config as configs
 from instancevg_jax.config import Config
 from instancevg_jax.errors import InputError, run_command
 from instancevg_jax.inputs.tokenizer import Tokenizer
+from instancevg_jax.runtime.command_line import load_config
 
 GIB = 2**30
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
@@ -42,7 +41,7 @@ print(sum(float(tensor.sum()) for tensor in state.values()))
 
 def settings(size: str, kind: str) -> Config:
     """The official run of that size and data set, or the parity fixtures' model."""
-    return Config(model=configs.tiny()) if size == "tiny" else official(kind, size)
+    return Config(model=configs.tiny()) if size == "tiny" else load_config(f"{kind}:{size}")
 
 
 def make_file(path: Path, config: Config) -> None:
@@ -103,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         maker.join()
         if maker.exitcode:
             raise InputError(f"{source} was not made; expected room for it (see --dir)")
-        make_tokenizer(spm, TOKEN_IDS[config.model.vocab_size])
+        make_tokenizer(spm, config.model.vocab_size)
         settings_file.write_text(configs.to_json(config))
         convert = ["-m", "convert", "instancevg", source, folder / "dir", "--config", settings_file, "--tokenizer", spm]
         commands = {"convert": convert, "torch.load": ["-c", TORCH, source]}

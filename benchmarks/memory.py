@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from configs.families import official
+from configs import grefcoco, refcoco
 from instancevg_jax.config import Config
 from instancevg_jax.errors import InputError, run_command
 from instancevg_jax.models import layers
@@ -36,7 +36,7 @@ FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes"
 
 def settings(size: str, batch_size: int) -> Config:
     """The official gRefCOCO run (base), or RefCOCO's (large), at a batch size."""
-    config = official("refcoco", "large") if size == "large" else official("grefcoco", "base")
+    config = refcoco.get_config("large") if size == "large" else grefcoco.get_config()
     config.train.batch_size = batch_size
     return config
 

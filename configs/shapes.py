@@ -1,10 +1,10 @@
 """A small model on the embedded data set, trained from scratch on two CPU cores.
 
-    python -m instancevg_jax.train --config configs/shapes.py --workdir runs/demo
+    instancevg train --config configs/shapes.py --workdir runs/demo
 
-Variants: "" trains for minutes on level `basic` (what `make demo` runs): colours first, then every second sentence names nothing
-but shapes, which take longer. ":long" trains on level `full` too, at 96 pixels instead of 72, with six times as many examples, and
-made the checkpoint that comes with the package. What was reached is in the README, measured.
+Without a variant, it trains for minutes on level `basic`, as `make demo` does: on colours first, then every second sentence names
+only shapes, which take longer to learn. ":long" also trains on level `full`, at 96 instead of 72 pixels and with six times as many
+examples; it made the checkpoint that comes with the package. The README has the measured results.
 """
 
 from instancevg_jax.config import Config, DataConfig, EvalConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
@@ -12,7 +12,7 @@ from instancevg_jax.errors import InputError
 
 
 def get_config(variant: str = "") -> Config:
-    """The config of a variant; see the module."""
+    """The config of a variant; see the module's docstring."""
     if variant not in ("", "long"):
         raise InputError(f"configs/shapes.py has no variant {variant!r}; expected none or 'long'")
     config = Config(

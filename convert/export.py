@@ -1,35 +1,39 @@
 """Ours -> the original's state dict, complete: with the tensors that the original has and never uses."""
 
+import dataclasses
+import functools
 import io
+import zipfile
+import zlib
 from pathlib import Path
 
 import jax
 import numpy as np
-from flax import nnx, traverse_util
+from flax import nnx
 
 from convert.instancevg import TABLE
 from convert.rules import to_source
-from instancevg_jax.checkpoint import load_model
-from instancevg_jax.config import Config
+from instancevg_jax.checkpoint import find_checkpoint, load_model
+from instancevg_jax.config import Config, ModelConfig
 from instancevg_jax.errors import InputError
 from instancevg_jax.models.instancevg import InstanceVG
+from instancevg_jax.trees import flatten
 
 LEFT_OUT_FILE = "original_only.npz"  # in a converted directory: the original's tensors that have no place in ours
 
 
 def expected_shapes(config: Config) -> dict[str, tuple[int, ...]]:
-    """The shape of every parameter and statistic of the model, by its path joined with slashes. Nothing is computed."""
+    """The shape of every parameter and statistic of the model, by name. Nothing is computed."""
+    return dict(_shapes(dataclasses.astuple(config.model)))
+
+
+@functools.lru_cache(4)
+def _shapes(settings: tuple) -> dict[str, tuple[int, ...]]:
     try:
-        model = nnx.eval_shape(lambda: InstanceVG(config.model, rngs=nnx.Rngs(0)))
+        model = nnx.eval_shape(lambda: InstanceVG(ModelConfig(*settings), rngs=nnx.Rngs(0)))
     except (ValueError, TypeError, ArithmeticError) as error:
         raise InputError(f"no model can be built from the config ({error})") from error
-    return {path: leaf.shape for path, leaf in flatten(nnx.state(model)).items()}
-
-
-def flatten(state: nnx.State) -> dict:
-    """Leaves by path: "backbone/blocks/0/text/fc1/kernel"."""
-    leaves = traverse_util.flatten_dict(nnx.to_pure_dict(state))
-    return {"/".join(map(str, path)): leaf for path, leaf in leaves.items()}
+    return {name: leaf.shape for name, leaf in flatten(nnx.state(model)).items()}
 
 
 def unused_tensors(config: Config) -> dict[str, np.ndarray]:
@@ -70,15 +74,16 @@ def original_state(directory: str | Path) -> tuple[dict[str, np.ndarray], int]:
     What that file does not hold (the model was trained here) is at the values of `unused_tensors`. Raises InputError for a
     directory that is no whole checkpoint.
     """
+    directory = find_checkpoint(directory)
     model, config = load_model(directory)
     params = {path: np.asarray(jax.device_get(leaf)) for path, leaf in flatten(nnx.state(model)).items()}
     tensors = unused_tensors(config)
-    kept = _kept(Path(directory) / LEFT_OUT_FILE)
+    kept = _kept(directory / LEFT_OUT_FILE)
     wrong = [
         k for k, v in kept.items() if k not in tensors or (v.shape, v.dtype) != (tensors[k].shape, tensors[k].dtype)
     ]
     if wrong:
-        raise InputError(f"{Path(directory) / LEFT_OUT_FILE}: {wrong[0]} has no place in the model of config.json")
+        raise InputError(f"{directory / LEFT_OUT_FILE}: {wrong[0]} has no place in the model of config.json")
     return to_source(params, TABLE, tensors | kept, config.model.decoder_layers), len(kept)
 
 
@@ -88,5 +93,5 @@ def _kept(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
             return dict(file)
-    except (ValueError, OSError, EOFError, KeyError) as error:
+    except (ValueError, OSError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path}: cannot be read ({error})") from error

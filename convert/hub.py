@@ -1,10 +1,122 @@
-"""Files from the Hugging Face hub: hf://OWNER/REPOSITORY/PATH."""
+"""From a name, a file or a folder to a checkpoint directory on this machine."""
 
-from pathlib import Path
+import hashlib
+import os
+import sys
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from types import ModuleType
 
+from convert import official, recognize
+from instancevg_jax import config as configs
+from instancevg_jax.checkpoint import find_checkpoint, is_checkpoint
+from instancevg_jax.config import Config
 from instancevg_jax.errors import InputError, first_line
+from instancevg_jax.files import write_atomically
+from instancevg_jax.inputs.tokenizer import Tokenizer
 
 SCHEME = "hf://"
+CACHE_VARIABLE = "INSTANCEVG_JAX_CACHE"
+TOKENIZER = "beit3.spm"
+TOKENIZER_URL = "https://github.com/addf400/files/releases/download/beit3/beit3.spm"
+MAX_TOKENIZER_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class Known:
+    """Weights that their authors published.
+
+    Attributes:
+        file: its name, in whatever folder of the repository.
+        config: a config of configs/, with its variant.
+        repository: on the Hugging Face hub; "" for a file that is not there.
+        url: where it is instead.
+        licence: of the repository that publishes it.
+        source: the page that names the file.
+    """
+
+    file: str
+    config: str
+    repository: str = ""
+    url: str = ""
+    licence: str = "MIT"
+    source: str = "https://github.com/Dmmm1997/InstanceVG"
+
+
+_HUB = "Dmmm997/InstanceVG"
+_BEIT3 = "https://github.com/microsoft/unilm/tree/master/beit3"
+_RELEASE = "https://github.com/addf400/files/releases/download/beit3/"
+KNOWN = {
+    "instancevg-grefcoco": Known("InstanceVG-grefcoco.pth", "grefcoco", _HUB),
+    "instancevg-refcoco": Known("InstanceVG-B-refcoco.pth", "refcoco", _HUB),
+    "instancevg-refcoco-large": Known("InstanceVG-L-refcoco.pth", "refcoco:large", _HUB),
+    "instancevg-refzom": Known("InstanceVG-refzom.pth", "refzom", _HUB),
+    "instancevg-rrefcoco": Known("InstanceVG-rrefcoco.pth", "rrefcoco", _HUB),
+    "beit3-base": Known("beit3_base_patch16_224.pth", "grefcoco", url=_RELEASE, source=_BEIT3),
+    "beit3-large": Known("beit3_large_patch16_224.pth", "refcoco:large", url=_RELEASE, source=_BEIT3),
+}
+
+
+def local_checkpoint(source: str | Path, *, tokenizer: str | Path | None = None, config: Config | None = None) -> Path:
+    """The checkpoint directory of `source`, converted and downloaded first where needed.
+
+    Args:
+        source: a checkpoint directory, a run folder, an official file (.pth, .zip, .safetensors), a file on the hub
+            (hf://OWNER/REPOSITORY/PATH), or a name of `KNOWN`.
+        tokenizer: beit3.spm for an official file. None: the one next to the file, in the cache, or downloaded from BEiT-3's page.
+        config: of an official file. None: recognized from its tensors.
+
+    Returns:
+        A checkpoint directory. Files are converted once, into $INSTANCEVG_JAX_CACHE (default ~/.cache/instancevg_jax).
+
+    Raises:
+        InputError: nothing of that name, a file that is not recognized, or something is missing and there is no network.
+    """
+    name = str(source)
+    if name in KNOWN:
+        known = KNOWN[name]
+        chosen = config or recognize.official_config(known.config)
+        record = cache() / f"{name}.sha256"
+        digest = record.read_text().strip() if record.is_file() else None
+        directory = _directory(name, digest, tokenizer, chosen) if digest else None
+        if directory and is_checkpoint(directory):
+            return directory
+        path = _download(name, known)
+        found = official.digest(path)
+        if digest not in (None, found):
+            raise InputError(
+                f"{path}: not the file of the first download (SHA-256 {digest}); delete {record} to accept it"
+            )
+        write_atomically(record, found.encode())
+        return _converted(name, path, tokenizer, chosen)
+    path = local_file(name)
+    if is_checkpoint(path):
+        return find_checkpoint(path)
+    if not os.path.lexists(path):
+        raise InputError(f"{source}: no such file or directory; expected a path or one of {', '.join(KNOWN)}")
+    return _converted(path.stem, path, tokenizer, config)
+
+
+def _converted(name: str, path: Path, tokenizer: str | Path | None, config: Config | None) -> Path:
+    """The directory of an official file, made unless it is there."""
+    directory = _directory(name, official.digest(path), tokenizer, config)
+    if is_checkpoint(directory):
+        return directory
+    weights = official.read(path)
+    config = config or recognize.config_of(weights.found, str(path))
+    spm = find_tokenizer(path, tokenizer, config, download=True)
+    print(f"converting {path} ({weights.found}) to {directory}, once", file=sys.stderr)
+    official.convert(weights, config, Tokenizer.from_file(spm), directory, path.name, report=lambda line: None)
+    return directory
+
+
+def _directory(name: str, digest: str, tokenizer: str | Path | None, config: Config | None) -> Path:
+    """Where the conversion of a file with that digest goes: another one for another tokenizer or config."""
+    spm = official.digest(Path(tokenizer).expanduser()) if tokenizer else ""
+    key = "\n".join((digest, spm, configs.to_json(config) if config else ""))
+    return cache() / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
 
 
 def local_file(source: str) -> Path:
@@ -15,21 +127,73 @@ def local_file(source: str) -> Path:
     if not source.startswith(SCHEME):
         if "://" in source:
             raise InputError(f"{source}: expected a path or hf://OWNER/REPOSITORY/PATH")
-        return Path(source)
+        return Path(source).expanduser()
     parts = source.removeprefix(SCHEME).split("/")
     if len(parts) < 3 or not all(parts):
         raise InputError(f"{source}: expected hf://OWNER/REPOSITORY/PATH")
+    hub = _hub(source)
     try:
-        import huggingface_hub  # pyright: ignore[reportMissingImports]
-        from huggingface_hub import errors  # pyright: ignore[reportMissingImports]
-        from huggingface_hub.utils import logging  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        message = "needs the package huggingface_hub (pip install -e '.[web]'), or give a file that you have"
-        raise InputError(f"{source}: {message}") from error
-    logging.set_verbosity_error()  # its retries would say the same five times
-    try:
-        return Path(huggingface_hub.hf_hub_download("/".join(parts[:2]), "/".join(parts[2:])))
-    except errors.LocalEntryNotFoundError as error:
+        return Path(hub.hf_hub_download("/".join(parts[:2]), "/".join(parts[2:])))
+    except hub.errors.LocalEntryNotFoundError as error:
         raise InputError(f"{source}: no network, and not downloaded before") from error
     except Exception as error:  # its own, and those of whichever library it sends requests with
         raise InputError(f"{source}: cannot be downloaded ({first_line(error)})") from error
+
+
+def find_tokenizer(weights: Path, given: str | Path | None, config: Config, download: bool) -> Path:
+    """The sentencepiece model of an official file: `given`, next to the file, the config's, in the cache, or downloaded."""
+    if given:
+        return Path(given).expanduser()
+    cached = cache() / TOKENIZER
+    for path in (weights.parent / TOKENIZER, Path(config.data.tokenizer), cached):
+        if path.is_file():
+            return path
+    if not download:
+        raise InputError(f"no tokenizer: give --tokenizer {TOKENIZER}, from {TOKENIZER_URL}")
+    try:
+        print(f"downloading {TOKENIZER_URL}", file=sys.stderr)
+        with urllib.request.urlopen(TOKENIZER_URL, timeout=30) as answer:
+            data = answer.read(MAX_TOKENIZER_BYTES)
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        raise InputError(
+            f"no tokenizer next to {weights.name}: put {TOKENIZER} there, from {TOKENIZER_URL} (cannot be reached from here)"
+        ) from error
+    Tokenizer.from_bytes(data, TOKENIZER_URL)
+    write_atomically(cached, data)
+    return cached
+
+
+def cache() -> Path:
+    """The folder of converted files."""
+    return Path(os.environ.get(CACHE_VARIABLE) or "~/.cache/instancevg_jax").expanduser()
+
+
+def _download(name: str, known: Known) -> Path:
+    """The file of a known name, in the hub's own cache: resumed, with progress."""
+    if not known.repository:
+        raise InputError(f"{name}: not on the hub; download {known.url}{known.file} and give the path of that file")
+    print(f"{name}: {known.file} of {known.source}, licence {known.licence}", file=sys.stderr)
+    try:
+        hub = _hub(name)
+        files = hub.HfApi().list_repo_files(known.repository)
+        found = [file for file in files if PurePosixPath(file).name == known.file]
+        if len(found) != 1:
+            raise InputError(f"{len(found)} files {known.file} in {known.repository}; expected one")
+        return Path(hub.hf_hub_download(known.repository, found[0]))
+    except Exception as error:  # its own, and those of whichever library it sends requests with
+        weights = f"hf download {known.repository} --include '*{known.file}' --local-dir weights"
+        raise InputError(
+            f"{name}: cannot be downloaded ({first_line(error)}); with a network run `{weights}` and "
+            f"`curl -LO {TOKENIZER_URL}`, put both files into one folder, and give the path of {known.file}"
+        ) from error
+
+
+def _hub(source: str) -> ModuleType:
+    try:
+        import huggingface_hub
+        from huggingface_hub.utils import logging
+    except ImportError as error:
+        message = "needs the package huggingface_hub (pip install huggingface_hub), or give a file that you have"
+        raise InputError(f"{source}: {message}") from error
+    logging.set_verbosity_error()  # its retries would say the same five times
+    return huggingface_hub

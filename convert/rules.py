@@ -6,7 +6,7 @@ and so is a parameter that no key fills.
 
 Names are templates. A wildcard such as `{i}` stands for a decimal integer and must occur on both sides:
 
-    Rule("encoder.layers.{i}.fc1.weight", "backbone/blocks/{i}/fc1/kernel", "transpose")
+    Rule("encoder.layers.{i}.fc1.weight", "backbone.blocks.{i}.fc1.kernel", "transpose")
 """
 
 import difflib
@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import numpy as np
+from tqdm import tqdm
 
 from instancevg_jax.errors import InputError
 
@@ -36,7 +37,7 @@ class Tensor(Protocol):
 
 @dataclass(frozen=True)
 class Rule:
-    """One tensor of the original (`source`, dots) and its place in our tree (`target`, slashes, integers in lists).
+    """One tensor of the original (`source`) and its name in our tree (`target`).
 
     Transforms, original -> ours:
 
@@ -71,14 +72,6 @@ class RuleTable:
     rules: Sequence[Rule]
     aliases: Sequence[tuple[str, str]] = ()  # ("head.box.{i}.", "head.box.0."): prefixes of other names of one module
     ignores: Sequence[Ignore] = ()
-
-
-class MismatchError(InputError):
-    """The file does not fit the model. `report` has a line for every missing, unexpected or wrong-shaped tensor."""
-
-    def __init__(self, message: str, report: str):
-        super().__init__(message)
-        self.report = report
 
 
 @dataclass
@@ -156,7 +149,7 @@ def to_target(
     """Original -> ours: an array for every path of `expected`, as float32. Holds one tensor beside the result, the largest
     while there is hardly any result yet.
 
-    `source` names the file in errors. Raises MismatchError if a key or shape does not fit, InputError where an alias
+    `source` names the file in errors. Raises InputError if a key or shape does not fit, where an alias
     differs from what it stands for (unless `stale_aliases`), or a tensor holds something else than finite floats.
     """
     found = plan(state, table, expected)
@@ -167,7 +160,8 @@ def to_target(
                 f"{source}: {key} should equal {found.aliases[key]} (one shared module in the original) but differs"
             )
     largest_first = sorted(found.assigned.items(), key=lambda item: -math.prod(state[item[1][0]].shape))
-    return {path: _convert(state[key], rule.transform, key, source) for path, (key, rule) in largest_first}
+    bar = tqdm(largest_first, "converting", unit=" tensors", leave=False, disable=None)  # on a terminal only
+    return {path: _convert(state[key], rule.transform, key, source) for path, (key, rule) in bar}
 
 
 def differing_aliases(state: Mapping[str, Tensor], found: Plan) -> Iterator[str]:
@@ -176,15 +170,14 @@ def differing_aliases(state: Mapping[str, Tensor], found: Plan) -> Iterator[str]
 
 
 def check(found: Plan, source: str) -> None:
-    """Raise MismatchError unless everything fits."""
+    """Raise InputError unless everything fits."""
     problems = found.problems()
     if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        message = (
+        more = f" and {len(problems) - 3} more, listed with --verbose" if len(problems) > 3 else ""
+        raise InputError(
             f"{source} does not fit the model: {len(found.missing)} missing, {len(found.unexpected)} unexpected, "
             f"{len(found.wrong_shape)} of a wrong shape ({'; '.join(problems[:3])}{more})"
         )
-        raise MismatchError(message, "\n".join(problems))
 
 
 def ignored_values(state: Mapping[str, Tensor], table: RuleTable) -> dict[str, np.ndarray]:

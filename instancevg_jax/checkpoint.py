@@ -13,13 +13,13 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from flax import nnx, traverse_util
+from flax import nnx
 
 from instancevg_jax import config as configs
 from instancevg_jax.config import Config
@@ -27,21 +27,14 @@ from instancevg_jax.errors import InputError, first_line
 from instancevg_jax.files import check_writable
 from instancevg_jax.inputs.tokenizer import Tokenizer
 from instancevg_jax.models.instancevg import InstanceVG
-from instancevg_jax.models.positions import FIRST_ROWS, resize_bicubic, resize_positions
+from instancevg_jax.models.positions import FIRST_ROWS, PATCHES, POSITIONS, Grid, fit_backbone
 from instancevg_jax.runtime.version import __version__, git_commit
+from instancevg_jax.trees import flatten, path_name
 
 FORMAT = "instancevg_jax checkpoint, version 1"
 PARAMS, CONFIG, TOKENIZER, PROVENANCE = "params", "config.json", "tokenizer.spm", "provenance.json"
+LFS_POINTER = b"version https://git-lfs"
 EDITABLE = (CONFIG, "README.md")  # what a user may change: neither size nor content is held
-POSITIONS, PATCHES = "backbone.vision_positions", "backbone.patch_embed.kernel"
-
-
-class _Sizes(NamedTuple):
-    """What the stored parameters are for: pictures of height x width patches, and a patch's side in pixels."""
-
-    height: int
-    width: int
-    patch: int
 
 
 def save_checkpoint(
@@ -70,7 +63,7 @@ def save_checkpoint(
     """
     directory = Path(directory).absolute()
     check_destination(directory)
-    arrays = _cast({name: np.asarray(jax.device_get(value)) for name, value in _flatten(params).items()}, dtype)
+    arrays = _cast({name: np.asarray(jax.device_get(value)) for name, value in flatten(params).items()}, dtype)
     try:
         _write(directory, arrays, config, tokenizer_bytes, provenance, extra_files or {})
     except OSError as error:
@@ -112,6 +105,45 @@ def _write(
         shutil.rmtree(temporary)
 
 
+def find_checkpoint(path: str | Path) -> Path:
+    """The checkpoint directory that a path means, as an absolute path.
+
+    Args:
+        path: the directory, a file in it, or a run folder, of which `best` is taken, or else `checkpoint`; `~` is expanded.
+
+    Raises:
+        InputError: nothing of that name, or a file that is not part of a checkpoint.
+    """
+    try:
+        path = Path(path).expanduser().absolute()
+        found = _candidate(path)
+        if found is None and not path.is_dir():
+            if path.exists():
+                raise InputError(f"{path}: a file; expected a checkpoint directory (python -m convert makes one)")
+            raise InputError(f"{path}: no such directory; expected a checkpoint ({CONFIG}, {TOKENIZER}, {PARAMS}/)")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except RuntimeError as error:
+        raise InputError(f"{path}: the home directory is unknown") from error
+    return found or path
+
+
+def is_checkpoint(path: str | Path) -> bool:
+    """Whether `find_checkpoint` finds something that looks like a checkpoint directory, whole or not."""
+    try:
+        return _candidate(Path(path).expanduser().absolute()) is not None
+    except (OSError, RuntimeError):
+        return False
+
+
+def _candidate(path: Path) -> Path | None:
+    inside = path.parents[:3] if path.is_file() or path.name == PARAMS else []
+    for directory in (path, path / "best", path / "checkpoint", *inside):
+        if (directory / PROVENANCE).is_file() or (directory / PARAMS).is_dir():
+            return directory
+    return None
+
+
 def load_model(directory: str | Path) -> tuple[InstanceVG, Config]:
     """The model of a checkpoint directory, its parameters as float32, and the Config that it was made with.
 
@@ -122,6 +154,9 @@ def load_model(directory: str | Path) -> tuple[InstanceVG, Config]:
             whose parameters have other names or shapes than the stored ones.
     """
     directory = _checked(directory, PARAMS)
+    if _provenance(directory).get("converted_from") == "beit3":
+        use = f"train from it (--config.model.pretrained={directory})"
+        raise InputError(f"{directory}: holds BEiT-3, the backbone alone, which answers nothing; {use}")
     config = configs.load(directory / CONFIG)
     try:
         model = nnx.eval_shape(lambda: InstanceVG(config.model, rngs=nnx.Rngs(0)))
@@ -141,7 +176,8 @@ def load_pretrained(model: InstanceVG, directory: str | Path) -> None:
     state = nnx.state(model)
     if _provenance(directory).get("converted_from") == "beit3":
         state = nnx.State({"backbone": state["backbone"]})
-    nnx.update(model, _read_arrays(directory, state, model.grid))
+    patch = math.isqrt(model.backbone.patch_embed.kernel.shape[0] // 3)
+    nnx.update(model, _read_arrays(directory, state, Grid(*model.grid, patch)))
 
 
 def load_tokenizer(directory: str | Path) -> Tokenizer:
@@ -156,12 +192,6 @@ def load_provenance(directory: str | Path) -> dict[str, Any]:
 
 def _is_replaceable(directory: Path) -> bool:
     return not any(directory.iterdir()) or (directory / PROVENANCE).is_file()
-
-
-def _flatten(params: nnx.State | Mapping[Any, Any]) -> dict[str, Any]:
-    """Leaves by dotted name: "backbone.blocks.0.text.fc1.kernel"."""
-    pure = nnx.to_pure_dict(params) if isinstance(params, nnx.State) else params
-    return {".".join(map(str, path)): leaf for path, leaf in traverse_util.flatten_dict(pure).items()}
 
 
 def _cast(arrays: dict[str, np.ndarray], dtype: str | None) -> dict[str, np.ndarray]:
@@ -223,19 +253,19 @@ def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     (path / "commit_success.txt").write_text("Checkpoint commit was successful\n")
 
 
-def _read_arrays(directory: Path, abstract: nnx.State, grid: tuple[int, int] | None = None) -> dict[Any, Any]:
+def _read_arrays(directory: Path, abstract: nnx.State, grid: Grid | None = None) -> dict[Any, Any]:
     """The stored arrays as a pure dict of `abstract`'s structure, after a check that names and shapes agree.
 
-    With `grid`, the model's patches (h, w), the backbone may be stored for another picture size: it is resized.
+    With `grid`, the model's patches, the backbone may be stored for another picture or patch size: it is resized.
     """
     path = directory / PARAMS
-    expected: dict[tuple, Any] = dict(traverse_util.flatten_dict(nnx.to_pure_dict(abstract)))
-    shapes: dict[str, tuple[int, ...]] = {".".join(map(str, key)): leaf.shape for key, leaf in expected.items()}
-    fitted = {name: shapes[name] for name in (POSITIONS, PATCHES)}
-    old = _stored_sizes(directory) if grid else None
-    if old:
-        shapes[POSITIONS] = (FIRST_ROWS + old.height * old.width, *fitted[POSITIONS][1:])
-        shapes[PATCHES] = (3 * old.patch * old.patch, *fitted[PATCHES][1:])
+    expected = nnx.to_pure_dict(abstract)
+    shapes = {name: leaf.shape for name, leaf in flatten(expected).items()}
+    stored_grid = Grid.of(configs.load(directory / CONFIG).model) if grid else None
+    if stored_grid:
+        height, width, patch = stored_grid
+        shapes[POSITIONS] = (FIRST_ROWS + height * width, *shapes[POSITIONS][1:])
+        shapes[PATCHES] = (3 * patch * patch, *shapes[PATCHES][1:])
     try:
         with _checkpointer() as checkpointer:
             stored = checkpointer.metadata(path).item_metadata.tree
@@ -246,31 +276,9 @@ def _read_arrays(directory: Path, abstract: nnx.State, grid: tuple[int, int] | N
         raise
     except Exception as error:  # Orbax and tensorstore raise many types for a damaged file
         raise InputError(f"{path}: the parameters cannot be read ({first_line(error)})") from error
-    if old and grid:
-        arrays[POSITIONS] = _fit_positions(arrays[POSITIONS], (old.height, old.width), grid)
-        arrays[PATCHES] = _fit_patches(arrays[PATCHES], old.patch, math.isqrt(fitted[PATCHES][0] // 3))
-    pure = {key: jnp.asarray(arrays[".".join(map(str, key))], leaf.dtype) for key, leaf in expected.items()}
-    return traverse_util.unflatten_dict(pure)
-
-
-def _stored_sizes(directory: Path) -> _Sizes:
-    model = configs.load(directory / CONFIG).model
-    patch = model.patch_size
-    if not 0 < patch <= min(model.image_height, model.image_width):
-        raise InputError(f"{directory / CONFIG}: model.patch_size is {patch}; expected 1 to the picture's side")
-    return _Sizes(model.image_height // patch, model.image_width // patch, patch)
-
-
-def _fit_positions(table: np.ndarray, old: tuple[int, int], new: tuple[int, int]) -> np.ndarray:
-    return table if old == new else resize_positions(table.astype(np.float32), old, new)
-
-
-def _fit_patches(kernel: np.ndarray, old: int, new: int) -> np.ndarray:
-    """[old * old * 3, D] -> [new * new * 3, D]; rows in the order y, x, channel."""
-    if old == new:
-        return kernel
-    squares = kernel.astype(np.float32).reshape(old, old, -1).transpose(2, 0, 1)
-    return resize_bicubic(squares, (new, new)).transpose(1, 2, 0).reshape(new * new * 3, -1)
+    if grid and stored_grid:
+        arrays |= fit_backbone(arrays, stored_grid, grid)
+    return jax.tree_util.tree_map_with_path(lambda key, leaf: jnp.asarray(arrays[path_name(key)], leaf.dtype), expected)
 
 
 def _check_shapes(directory: Path, expected: dict[str, tuple[int, ...]], stored: Mapping[str, Any]) -> None:
@@ -288,35 +296,47 @@ def _check_shapes(directory: Path, expected: dict[str, tuple[int, ...]], stored:
 
 
 def _checked(directory: str | Path, part: str | None = None) -> Path:
-    """The directory as an absolute path, if it exists, is whole, of our format, and the content of `part` is what was written.
+    """`find_checkpoint`, once it is whole, of our format, and the content of `part` is what was written.
 
-    Checkpoints of before digests were kept hold sizes alone.
+    Older checkpoints store sizes but no digests.
     """
-    directory = Path(directory).absolute()
-    if not directory.is_dir():
-        raise InputError(f"{directory}: no such directory; expected a checkpoint ({CONFIG}, {TOKENIZER}, {PARAMS}/)")
+    directory = find_checkpoint(directory)
     for needed in (CONFIG, TOKENIZER, PROVENANCE, PARAMS):
         if not (directory / needed).exists():
             raise InputError(f"{directory}: not a whole checkpoint, {needed} is missing")
     for name, entry in _provenance(directory)["files"].items():
-        if name in EDITABLE:
-            continue
-        path = directory / name
-        size, digest = (entry.get("bytes"), entry.get("sha256")) if isinstance(entry, dict) else (entry, None)
+        if name not in EDITABLE:
+            size, digest = (entry.get("bytes"), entry.get("sha256")) if isinstance(entry, dict) else (entry, None)
+            _check_file(directory, name, size, digest if name.split("/")[0] == part else None)
+    return directory
+
+
+def _check_file(directory: Path, name: str, size: Any, digest: str | None) -> None:
+    path = directory / name
+    try:
         if not path.is_file():
             raise InputError(f"{directory}: not a whole checkpoint, {name} is missing")
-        if path.stat().st_size != size:
-            raise InputError(f"{path}: has {path.stat().st_size} bytes, expected {size}; the checkpoint is damaged")
-        if digest and name.split("/")[0] == part and _digest(path) != digest:
+        found = path.stat().st_size
+        if found != size:
+            with path.open("rb") as file:
+                pointer = file.read(len(LFS_POINTER)) == LFS_POINTER
+            cause = (
+                "a git-lfs pointer; run `git lfs pull` where it was cloned" if pointer else "the checkpoint is damaged"
+            )
+            raise InputError(f"{path}: has {found} bytes, expected {size}; {cause}")
+        if digest and _digest(path) != digest:
             raise InputError(
                 f"{path}: not the content that was written (its SHA-256 differs); the checkpoint is damaged"
             )
-    return directory
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def _provenance(directory: Path) -> dict[str, Any]:
     try:
-        provenance = json.loads((directory / PROVENANCE).read_text("utf-8"))
+        provenance = json.loads((directory / PROVENANCE).read_text("utf-8-sig"))
+    except OSError as error:
+        raise InputError(f"{directory / PROVENANCE}: cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{directory / PROVENANCE}: not valid JSON ({error})") from error
     found = provenance.get("format") if isinstance(provenance, dict) else None

@@ -13,6 +13,13 @@ from pathlib import Path
 
 from instancevg_jax.errors import InputError
 
+REMOVED = {  # settings of older versions -> the value at which they did nothing (None: any)
+    "data.jitter": False,
+    "data.jitter_scales": None,
+    "data.jitter_flip": None,
+    "data.num_processes": 0,
+}
+
 
 def setting(
     default: typing.Any,
@@ -130,20 +137,15 @@ class DataConfig:
     data_dir: str = setting("", "Directory that `data_pipelines.prepare` wrote to. Unused by 'shapes'.")
     tokenizer: str = setting("", "Path of the sentencepiece model. Empty: the embedded data set's own.")
     train_split: str = setting("train", "Split to train on.")
-    eval_splits: tuple[str, ...] = setting(("val",), "Splits to evaluate.")
+    validation_splits: tuple[str, ...] = setting((), "Splits to validate on while training. Empty: data.eval_splits.")
+    eval_splits: tuple[str, ...] = setting(
+        ("val",), "Splits that `evaluate` measures, and that training measures at its end."
+    )
     max_targets: int = setting(10, "Largest number of objects per record (T); a record with more is an error.", least=1)
-    num_workers: int = setting(2, "Data-loading threads per process.", least=0)
-    num_processes: int = setting(
-        0, "Data-loading processes for training, each with num_workers threads. 0: use threads only.", least=0
-    )
+    num_workers: int = setting(2, "Data-loading threads per process.", least=1)
     picture_cache_mb: int = setting(
-        6144, "Size of the in-memory cache of decoded pictures in MB, over all processes. 0: no cache.", least=0
+        6144, "Size of the in-memory cache of decoded pictures in MB, per process. 0: no cache.", least=0
     )
-    jitter: bool = setting(False, "Augment training pictures by large-scale jitter.")
-    jitter_scales: tuple[float, float] = setting(
-        (0.3, 1.4), "Range of jitter scales: below 1 the picture shrinks, above 1 a part of it is cut out.", least=0
-    )
-    jitter_flip: float = setting(0.5, "Probability of mirroring with jitter.", least=0, most=1)
     shapes_level: str = setting(
         "basic",
         "Difficulty of the embedded data: 'basic', 'full', or 'outlines' ('basic' with sentences that name only shapes).",
@@ -175,7 +177,7 @@ class OptimConfig:
     layer_decay: float = setting(
         1.0,
         "Factor of the learning rate per block between a backbone parameter and the backbone's end.",
-        least=0,
+        least=0.01,
         most=1,
     )
     frozen: tuple[str, ...] = setting((), "Prefixes of parameters to freeze, e.g. 'backbone.text_embed'.")
@@ -244,6 +246,9 @@ class TrainConfig:
 
     seed: int = setting(0, "Seed of parameters, data order and dropout.", least=0)
     batch_size: int = setting(16, "Global batch size, over all devices.", least=1)
+    batch_size_per_device: int = setting(
+        0, "Batch size per device; train.batch_size becomes this times the number of devices. 0: not used.", least=0
+    )
     accumulate_steps: int = setting(
         1, "Number of parts a batch is computed in, one after the other, to save memory. Losses do not change.", least=1
     )
@@ -257,11 +262,19 @@ class TrainConfig:
         0.0, "Decay of the weight average used for evaluation. 0: no average, as in the original.", least=0, most=1
     )
     log_every: int = setting(50, "Steps between log lines.", least=1)
-    eval_every: int = setting(0, "Steps between evaluations. 0: at the end only.", least=0)
-    checkpoint_every: int = setting(0, "Steps between saved states. 0: at the end only.", least=0)
+    eval_every: int = setting(0, "Steps between validations. 0: eval_every_epochs decides.", least=0)
+    eval_every_epochs: int = setting(0, "Epochs between validations. 0: no validation while training.", least=0)
+    checkpoint_every: int = setting(0, "Steps between saved states. 0: checkpoint_every_epochs decides.", least=0)
+    checkpoint_every_epochs: int = setting(
+        1,
+        "Epochs between saved states. Of data without an end, a tenth of the run counts as an epoch. 0: save at the end only.",
+        least=0,
+    )
     keep_checkpoints: int = setting(3, "Number of latest states to keep.", least=1)
     best_metric: str = setting(
-        "", "Metric that selects WORKDIR/best, on the first of data.eval_splits. Empty: the task's headline metric."
+        "",
+        "Metric that selects WORKDIR/best: its mean over data.validation_splits. Empty: the task's headline metric (gIoU, "
+        "mIoU, or rIoU).",
     )
     bad_steps: str = setting(
         "stop",
@@ -329,7 +342,7 @@ def load(path: str | Path) -> Config:
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected the config.json of a checkpoint directory")
     try:
-        text = path.read_text("utf-8")
+        text = path.read_text("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text; expected the config.json of a checkpoint directory") from error
     except OSError as error:
@@ -403,11 +416,23 @@ def _check_sizes(model: ModelConfig) -> None:
 def _from_dict(cls: type, raw: object, source: str, prefix: str):
     if not isinstance(raw, dict):
         raise InputError(f"{source}: {prefix or 'the file'} should be a JSON object, not {type(raw).__name__}")
+    raw = {name: value for name, value in raw.items() if not _is_removed(prefix + str(name), value, source)}
     hints = typing.get_type_hints(cls)
     unknown = sorted(set(raw) - set(hints))
     if unknown:
         raise InputError(f"{source}: unknown field {prefix}{unknown[0]}; {cls.__name__} has {', '.join(hints)}")
     return cls(**{name: _value(hints[name], value, source, prefix + name) for name, value in raw.items()})
+
+
+def _is_removed(name: str, value: object, source: str) -> bool:
+    """Whether this is a removed setting at its old default, which an old config.json may still have."""
+    if name not in REMOVED:
+        return False
+    if REMOVED[name] not in (None, value):
+        raise InputError(
+            f"{source}: {name} is {value!r}; this setting was removed, expected {REMOVED[name]!r} or nothing"
+        )
+    return True
 
 
 def _value(hint: typing.Any, value: typing.Any, source: str, name: str):

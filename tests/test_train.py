@@ -8,9 +8,8 @@ import pytest
 from flax import nnx
 
 from convert import __main__ as convert
-from convert import export
 from data_pipelines.shapes.dataset import TOKENIZER_PATH
-from instancevg_jax import evaluate, predict, train
+from instancevg_jax import evaluate, predict, train, trees
 from instancevg_jax.checkpoint import load_model
 from instancevg_jax.errors import InputError
 
@@ -42,7 +41,7 @@ def exported_and_back_is_exact(checkpoint, tmp_path, monkeypatch):
     for words in (["export", str(checkpoint), str(source)], ["instancevg", str(source), str(converted), *options]):
         monkeypatch.setattr(sys, "argv", ["convert", *words])
         convert.main()
-    ours, theirs = (export.flatten(nnx.state(load_model(path)[0])) for path in (checkpoint, converted))
+    ours, theirs = (trees.flatten(nnx.state(load_model(path)[0])) for path in (checkpoint, converted))
     assert ours.keys() == theirs.keys()
     assert all((ours[path][...] == theirs[path][...]).all() for path in ours)
 
@@ -55,7 +54,7 @@ def test_train_resume_evaluate_predict(tmp_path, capsys, monkeypatch):
     train.main([*cosine, "--config.train.num_steps=4", f"--workdir={tmp_path / 'parts'}"])
     train.main([*cosine, "--config.train.num_steps=6", f"--workdir={tmp_path / 'parts'}"])
     printed = capsys.readouterr().out
-    assert "going on from step 4" in printed
+    assert "resuming from step 4" in printed
     assert "examples/s" in printed
     assert "left" in printed
     whole, parts = (load_model(tmp_path / name / "checkpoint")[0] for name in ("whole", "parts"))
@@ -90,7 +89,7 @@ def test_train_resume_evaluate_predict(tmp_path, capsys, monkeypatch):
         (["--config=configs/shapes.py"], "--workdir is required"),
         (["--config=configs/nothing.py", "--workdir=x"], "configs/nothing.py"),
         (["--config=configs/shapes.py:huge", "--workdir=x"], "no variant 'huge'"),
-        (["--config=configs/shapes.py", "--workdir=x", "--config.train.steps=3"], "steps"),
+        (["--config=configs/shapes.py", "--workdir=x", "--config.train.steps=3"], r"train\.steps: no such field"),
         (["--config=configs/shapes.py", "--workdir=x", "--config.train.num_steps=many"], "num_steps"),
         (["--config=configs/shapes.py", "--workdir=x", "--workdri=y"], "workdri"),
         (["--config=configs/shapes.py", "--workdir=x", "--config.data.name=shape"], "'shape'"),

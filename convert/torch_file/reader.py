@@ -1,14 +1,14 @@
 """Reads torch's checkpoint files without torch and without running anything they contain.
 
 Both layouts are known: the zip archive (torch 1.6 and later: a pickle `data.pkl` and one record for every storage) and the
-older run of pickles followed by raw storages. Files with the extension `.safetensors` are read as well. Everything is checked
-before the first value is handed out, checksums included; values stay in the file until asked for.
+older run of pickles followed by raw storages. An archive that was unpacked and `.safetensors` files are read as well. Everything is
+checked before the first value is handed out, checksums included; values stay in the file until asked for.
 
 Source: torch/serialization.py, torch/_utils.py and caffe2/serialize/inline_container.h of PyTorch 2.13 (the layouts only).
 """
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,18 +16,20 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
-from convert.torch_file import pickle_data, safetensors_reader, zip_index
-from convert.torch_file.pickle_data import Constructor, Malformed, Name, shown
+from convert.torch_file import safetensors_reader, zip_index
+from convert.torch_file.safetensors_reader import SafeTensor
 from convert.torch_file.tensor_ref import Storage, TensorRef
 from instancevg_jax.errors import InputError
+from instancevg_jax.pickles import machine
+from instancevg_jax.pickles.values import Constructor, Malformed, Name, shown
 
 MAX_PICKLE_BYTES = 64 << 20
 MAGIC = 0x1950A86A20F9469CFC6C
 PROTOCOL = 1001
 EMA_WRAPPERS = ("ema_state_dict", "model_ema")
 WRAPPERS = ("state_dict", "model", "module", "model_state_dict", *EMA_WRAPPERS)
-PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
 MAX_KEY_LENGTH = 512
+PICKLE = "data.pkl"
 
 DTYPES = {
     "float64": np.dtype(np.float64),
@@ -79,6 +81,9 @@ TORCH_NAMES = (
 )
 
 
+TENSORS = (TensorRef, SafeTensor)
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A file's content: nested dicts and lists with a TensorRef for every tensor, Inert for objects of known classes."""
@@ -92,25 +97,49 @@ class Checkpoint:
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """Read and check a checkpoint. Raises InputError, one line that says what was found, for anything unexpected."""
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; expected a torch checkpoint or a .safetensors file")
-    with path.open("rb") as file:
-        start = file.read(512)
-        if path.suffix == ".safetensors":
+    if path.name == PICKLE and (path.parent / "data").is_dir():
+        path = path.parent
+    try:
+        if path.is_dir():
+            return _read_folder(path)
+        if not path.is_file():
+            found = "not a file" if path.exists() else "no such file"
+            raise InputError(f"{path}: {found}; expected a torch checkpoint or a .safetensors file")
+        with path.open("rb") as file:
+            start = file.read(512)
+            if start[:4] in (b"PK\3\4", b"PK\5\6"):
+                return _read_zip(file, path)
+            if start[:1] == b"\x80":
+                return _read_legacy(file, path)
+        if start[8:9] == b"{":
             return Checkpoint(path, "safetensors", safetensors_reader.read(path), False)
-        if start[:4] in (b"PK\3\4", b"PK\5\6"):
-            return _read_zip(file, path)
-        if start[:1] == b"\x80":
-            return _read_legacy(file, path)
-    kinds = {b"version https://git-lfs": "a git-lfs pointer", b"<": "a web page", b"\x1f\x8b": "a gzip file"}
-    found = [kind for prefix, kind in kinds.items() if start.startswith(prefix)]
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    raise InputError(f"{path}: {_foreign(start)}; expected what torch.save writes, or a .safetensors file")
+
+
+def _foreign(start: bytes) -> str:
+    """What a file is that begins so, and what to do about it."""
+    kinds = {
+        b"version https://git-lfs": "a git-lfs pointer, not the file; run `git lfs pull` where it was cloned",
+        b"\x1f\x8b": "a gzip file; unpack it",
+        b"\x89HDF": "a Keras or HDF5 file",
+        b"\x93NUMPY": "a numpy file",
+    }
+    for prefix, kind in kinds.items():
+        if start.startswith(prefix):
+            return kind
+    if start.lstrip()[:1] == b"<":
+        return "a web page, not the file; take the download link of that page"
     if start[257:262] == b"ustar":
-        found = ["a tar file (torch 0.1's layout); open and save it again with a newer torch"]
-    raise InputError(f"{path}: {found[0] if found else 'not a torch checkpoint'}; expected what torch.save writes")
+        return "a tar file; unpack it, or where torch 0.1 wrote it, open and save it with a newer torch"
+    if not start.strip(b"\0"):
+        return "empty" if not start else "full of zeros, a failed download"
+    return "not a torch checkpoint"
 
 
-def state_dict(checkpoint: Checkpoint, ema: bool = False) -> dict[str, TensorRef]:
-    """The model's tensors, found inside the usual wrappers, without the prefix of DistributedDataParallel.
+def state_dict(checkpoint: Checkpoint, ema: bool = False) -> dict[str, TensorRef | SafeTensor]:
+    """The model's tensors, found inside the usual wrappers, under the names they have there.
 
     `ema` takes the averaged weights (`ema_state_dict`, `model_ema`) instead. Raises InputError if there are none.
     """
@@ -120,17 +149,14 @@ def state_dict(checkpoint: Checkpoint, ema: bool = False) -> dict[str, TensorRef
         if not inner:
             break
         found, wrappers, ema = inner[0], WRAPPERS, False
-    if ema or not isinstance(found, dict) or not any(isinstance(value, TensorRef) for value in found.values()):
+    if ema or not isinstance(found, dict) or not any(isinstance(value, TENSORS) for value in found.values()):
         keys = ", ".join(shown(key) for key in list(found)[:8]) if isinstance(found, dict) else type(found).__name__
         raise InputError(f"{checkpoint.path}: no {wrappers[0]} with tensors; its top level holds {keys or 'nothing'}")
     for key, value in found.items():
         if not isinstance(key, str) or not key.isprintable() or len(key) > MAX_KEY_LENGTH:
             raise InputError(f"{checkpoint.path}: the state dict's key {shown(key)} is not a parameter's name")
-        if not isinstance(value, TensorRef):
+        if not isinstance(value, TENSORS):
             raise InputError(f"{checkpoint.path}: {key} in the state dict is a {type(value).__name__}, not a tensor")
-    for prefix in PREFIXES:
-        if all(key.startswith(prefix) for key in found):
-            found = {key.removeprefix(prefix): value for key, value in found.items()}
     return found
 
 
@@ -151,23 +177,53 @@ def _read_zip(file: BinaryIO, path: Path) -> Checkpoint:
         file.seek(records[name].offset)
         return file.read(min(records[name].size, limit))
 
+    data = content(pickles[0], MAX_PICKLE_BYTES)
     order = content(f"{top}byteorder", 16) if f"{top}byteorder" in records else b"little"
+    places = {
+        name.removeprefix(f"{top}data/"): (path, record.offset, record.size)
+        for name, record in records.items()
+        if name.startswith(f"{top}data/")
+    }
+    return Checkpoint(path, "zip", _read_pickle(data, order, places, source, path.stat().st_size), checksums)
+
+
+def _read_folder(path: Path) -> Checkpoint:
+    """A zip archive that was unpacked: by itself, or with a folder around it."""
+    roots = [root for root in (path, *sorted(path.iterdir())) if (root / PICKLE).is_file()]
+    if len(roots) != 1:
+        raise InputError(f"{path}: a folder; expected a file, or a torch archive that was unpacked ({PICKLE}, data/)")
+    root = roots[0]
+    pickled = root / PICKLE
+    if pickled.stat().st_size > MAX_PICKLE_BYTES:
+        raise InputError(f"{pickled}: more than {MAX_PICKLE_BYTES} bytes; expected a checkpoint of plain tensors")
+    order = root / "byteorder"
+    places = {file.name: (file, 0, file.stat().st_size) for file in (root / "data").glob("*") if file.is_file()}
+    data = _read_pickle(
+        pickled.read_bytes(),
+        order.read_bytes() if order.is_file() else b"little",
+        places,
+        str(path),
+        sum(size for *_, size in places.values()),
+    )
+    return Checkpoint(path, "folder", data, False)
+
+
+def _read_pickle(data: bytes, order: bytes, places: Mapping[str, tuple[Path, int, int]], source: str, size: int) -> Any:
+    """The value of data.pkl. `places`: file, offset and bytes of every storage; `size`: the bytes of all."""
     if order not in (b"little", b"big"):
-        raise InputError(f"{path}: the byte order {order!r}; expected little or big")
+        raise InputError(f"{source}: the byte order {order[:16]!r}; expected little or big")
     storages: dict[str, Storage] = {}
 
     def persistent(reference: Any) -> Storage:
         dtype, key, nbytes = _reference(reference)
-        record = records.get(f"{top}data/{key}")
-        if record is None:
+        if key not in places:
             raise Malformed(f"found a tensor whose storage {shown(key)} is not in the archive")
-        if nbytes != record.size:
-            raise Malformed(f"found a storage {shown(key)} of {nbytes} bytes whose record holds {record.size}")
-        return _shared(storages, key, Storage(path, nbytes, dtype, order == b"big", record.offset))
+        file, offset, found = places[key]
+        if nbytes != found:
+            raise Malformed(f"found a storage {shown(key)} of {nbytes} bytes whose record holds {found}")
+        return _shared(storages, key, Storage(file, nbytes, dtype, order == b"big", offset))
 
-    stream = io.BytesIO(content(pickles[0], MAX_PICKLE_BYTES))
-    data = pickle_data.load(stream, source, _constructors(path.stat().st_size), TORCH_NAMES, persistent)
-    return Checkpoint(path, "zip", data, checksums)
+    return machine.load(io.BytesIO(data), source, _constructors(size), TORCH_NAMES, persistent)
 
 
 def _read_legacy(file: BinaryIO, path: Path) -> Checkpoint:
@@ -184,7 +240,7 @@ def _read_legacy(file: BinaryIO, path: Path) -> Checkpoint:
         return _shared(storages, key, Storage(path, nbytes, dtype))
 
     def load() -> Any:
-        return pickle_data.load(stream, str(path), _constructors(size), TORCH_NAMES, persistent)
+        return machine.load(stream, str(path), _constructors(size), TORCH_NAMES, persistent)
 
     if load() != MAGIC:
         raise InputError(f"{path}: a pickle, but not torch's; expected what torch.save writes")
@@ -233,6 +289,8 @@ def _reference(reference: Any) -> tuple[np.dtype | None, str, int]:
         ):
             dtype = STORAGE_TYPES[kind]
             return dtype, key, count * (dtype.itemsize if dtype else 1)
+        case ("storage", Name(kind), *_) if kind not in STORAGE_TYPES:
+            raise Malformed(f"found a tensor's storage of the unknown kind {shown(kind)}")
     raise Malformed("found a reference to something else than a tensor's storage")
 
 

@@ -123,7 +123,7 @@ def _central_entry(directory: bytes, position: int, source: str) -> tuple[str, t
     if flags & ENCRYPTED:
         _refuse(source, f"the record {name!r} is encrypted")
     if method or stored != size:
-        _refuse(source, f"the record {name!r} is compressed ({stored} bytes hold {size})")
+        _refuse(source, f"the record {name!r} is compressed, as in an ordinary zip file; unpack it")
     return name, (flags, crc, size, header), stop
 
 

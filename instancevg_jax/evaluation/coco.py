@@ -1,7 +1,7 @@
-"""Answers as COCO's results JSON, in the pictures' own pixels: an entry for every object of an answer. See docs/evaluation.md."""
+"""Answers in COCO's results format, in the pictures' own pixels: one entry per object of an answer. See docs/evaluation.md."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,11 @@ from instancevg_jax.answers.postprocess import Grounding
 from instancevg_jax.answers.predictor import run_lengths
 from instancevg_jax.files import write_atomically
 
-CATEGORY = 1  # every entry's: expressions are not of categories
+CATEGORY = 1  # of every entry: expressions have no categories
 
 
 def entries(grounding: Grounding, about: Description, record: int) -> list[dict[str, Any]]:
-    """The entries of one sentence, best first; none where the answer is that nothing is meant."""
+    """The entries of one sentence, best first; none if the answer is that there is no target."""
     objects = zip(grounding.boxes_xyxy.tolist(), grounding.scores.tolist(), grounding.masks, strict=True)
     return [
         {
@@ -34,11 +34,12 @@ def entries(grounding: Grounding, about: Description, record: int) -> list[dict[
 
 
 def image_id(file_name: str) -> int | str:
-    """COCO's number of a picture (COCO_train2014_000000000009.jpg: 9); of any other file, its whole name: no two share it."""
+    """COCO's number of a picture (COCO_train2014_000000000009.jpg: 9); for any other file its full name, which is unique."""
     number = coco_number(file_name)
     return file_name if number is None else number
 
 
-def write(path: Path, content: Sequence[dict[str, Any]]) -> None:
-    """Write the list as JSON, one entry a line. Atomic."""
-    write_atomically(path, ("[\n" + ",\n".join(map(json.dumps, content)) + "\n]\n").encode())
+def write(path: Path, content: Iterable[dict[str, Any]]) -> None:
+    """Write the entries, sorted by record, as JSON with one entry per line. Atomic."""
+    lines = map(json.dumps, sorted(content, key=lambda entry: entry["record"]))
+    write_atomically(path, ("[\n" + ",\n".join(lines) + "\n]\n").encode())

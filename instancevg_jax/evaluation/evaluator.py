@@ -1,7 +1,6 @@
-"""Measure a model on a split: every record once, on however many devices and processes there are."""
+"""Measure a model on a split: each record once, on any number of devices and processes."""
 
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,211 +12,271 @@ from flax import nnx
 from jax.experimental import multihost_utils
 
 from data_pipelines import loader, splits
-from data_pipelines.records import is_training
-from instancevg_jax.answers.postprocess import postprocess, thresholds_passed, to_original_size
-from instancevg_jax.config import Config, check
+from instancevg_jax.answers.postprocess import (
+    Grounding,
+    postprocess,
+    resize_levels,
+    thresholds_passed,
+    to_original_size,
+)
+from instancevg_jax.config import Config, EvalConfig, check
 from instancevg_jax.errors import InputError
-from instancevg_jax.evaluation import coco
-from instancevg_jax.evaluation.metrics import COLUMNS, Metrics, Row, Truth, answers, resized, truths
+from instancevg_jax.evaluation.metrics import COLUMNS, TASKS, Metrics, Row, Truth, answers, resized, truths
 from instancevg_jax.evaluation.sweep import Sweep, thresholds_around
 from instancevg_jax.inputs.tokenizer import Tokenizer
 from instancevg_jax.models.instancevg import InstanceVG
 from instancevg_jax.runtime import sharding
 from instancevg_jax.runtime.console import duration, say, two_digits
-from instancevg_jax.types import Batch, Predictions
+from instancevg_jax.types import Array, Batch, Predictions
 
-RULES = ("sigmoid", "softmax")  # how "nothing is meant" is read off; both are measured
-HEADLINES = {"gres": "gIoU", "refcoco": "mIoU", "refzom": "mIoU", "rrefcoco": "rIoU"}  # task -> the metric to choose by
+RULES = ("sigmoid", "softmax")  # the values of eval.no_target_rule; both are measured
+SECONDS_BETWEEN_LINES = 10
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """One split measured. All but `by_rule` is under the config's decision rule."""
+    """One measured split."""
 
     split: str
-    metrics: dict[str, float]  # percent
-    rows: dict[int, Row]  # record -> its numbers
-    by_rule: dict[str, dict[str, float]]
+    rule: str  # the config's eval.no_target_rule: `metrics`, `rows` and `sweep` follow it
+    by_rule: dict[str, Metrics]
     seconds: float
-    sweep: dict[float, dict[str, float]]  # score threshold -> metrics of threshold_sweep.SWEPT; empty if not asked for
-    coco_entries: list[dict[str, Any]]  # see coco.entries; empty if not asked for
+    sweep: dict[float, dict[str, float]]  # score threshold -> the metrics of sweep.SWEPT; empty without a sweep
+
+    @property
+    def measured(self) -> Metrics:
+        """Rows and summary under the config's rule."""
+        return self.by_rule[self.rule]
+
+    @property
+    def rows(self) -> dict[int, Row]:
+        """Record -> its numbers."""
+        return self.measured.rows
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """In percent; NaN for a metric with nothing to measure, even where the official protocol states 0."""
+        return self.measured.shown()
 
 
 class Evaluator:
-    """Measures models of one architecture on splits; compiled once, whatever the number of splits and of parameters tried."""
+    """Measures models of one architecture on splits. It compiles once, for any number of splits and of models."""
 
-    def __init__(
-        self, model: InstanceVG, config: Config, tokenizer: Tokenizer, *, sweep: bool = False, coco: bool = False
-    ) -> None:
+    def __init__(self, model: InstanceVG, config: Config, mesh: jax.sharding.Mesh, *, sweep: bool = False) -> None:
         """Prepare to measure.
 
         Args:
             model: a network of the architecture.
-            config: its `eval` section says what is compared, and how.
-            tokenizer: of the model.
+            config: its `eval` section defines what is compared, and how.
+            mesh: the devices, as `sharding.make_mesh` gives them.
             sweep: measure at other score thresholds too.
-            coco: collect the answers as COCO results.
 
         Raises:
-            InputError: a setting that does not exist, or a batch size that the devices do not divide.
+            InputError: an invalid setting, or a batch size that the devices do not divide.
         """
         check(config)
-        self._mesh = sharding.make_mesh()
-        sharding.check_batch_size(config.eval.batch_size, self._mesh, "eval.batch_size")
-        self._config, self._tokenizer, self._coco = config, tokenizer, coco
+        sharding.check_batch_size(config.eval.batch_size, mesh, "eval.batch_size")
+        self._mesh, self._config = mesh, config
         self._thresholds = thresholds_around(config.eval.score_threshold) if sweep else ()
-        self._predict = _prediction_fn(nnx.graphdef(model), config, self._mesh, self._thresholds, coco)
-        self._compiled: Any = None  # the same, compiled
+        self._graph = nnx.graphdef(model)
+        self._compiled: dict[bool, Any] = {}  # with or without each query's mask -> the compiled function
 
     def __call__(
-        self, model: InstanceVG, split: str, *, verbose: bool = False, after_batch: Callable[[], None] = lambda: None
+        self,
+        model: InstanceVG,
+        split: str,
+        source: splits.Split,
+        *,
+        verbose: bool = False,
+        after_batch: Callable[[], None] = lambda: None,
+        on_answer: Callable[[int, Grounding, Row], None] | None = None,
     ) -> Evaluation:
-        """Measure `model` on every record of `split`, each once, on however many devices and processes there are.
+        """Measure `model` on every record of a split.
 
-        With `verbose`, print how far it is, now and then. `after_batch` is called after each batch and may raise. Raises
-        InputError for a split that does not exist or has no end, and for a training split of real data, of whose sentences
-        one is drawn, where the picture's own pixels are asked for.
+        Args:
+            model: a network of the architecture that this was made for.
+            split: the name of the split.
+            source: the split, as `open_eval_split` gives it.
+            verbose: print the progress every few seconds.
+            after_batch: called after each batch; may raise to end the evaluation.
+            on_answer: called for each record of this process with its number, its answer in the picture's own pixels under
+                the config's protocol and rule, and its row.
         """
         config = self._config
-        source = open_measured(config, split, self._tokenizer, self._coco)
-        measures = _Measures(config, source, self._thresholds, self._coco)
+        measures = _Measures(config, source, self._thresholds, on_answer)
         state = jax.device_put(nnx.state(model), sharding.replicated(self._mesh))
+        settings = np.float32(config.eval.score_threshold), np.array(self._thresholds, np.float32)
         shard, shards = jax.process_index(), jax.process_count()
         batch_size = config.eval.batch_size // shards
-        batches = loader.batches(
-            source,
-            source.transform,
-            batch_size,
-            seed=0,
-            shuffle=False,
-            num_epochs=1,
-            num_workers=config.data.num_workers,
-            shard_index=shard,
-            shard_count=shards,
-            stack=source.stack,
-        )
-        start = told = time.monotonic()
-        for number, batch in enumerate(batches):
+        progress = _Progress(split, len(source), config.eval.batch_size, verbose)
+        waiting: tuple[_Answered, Batch, np.ndarray] | None = None
+        for number, batch in enumerate(_batches(source, config, batch_size, shard, shards)):
             placed = sharding.shard_batch(batch, self._mesh)
-            answered = _local(self._compiled_for(state, placed)(state, placed))
+            predict = self._compiled_for(on_answer is not None, state, placed, settings)
+            answered = predict(state, placed, *settings)
+            if waiting:  # measured on the host while the devices compute the next batch
+                measures.update(*waiting)
             records = (number * batch_size + np.arange(batch_size)) * shards + shard
-            measures.update(answered, batch, records)
+            waiting = answered, batch, records
             after_batch()
-            if verbose and time.monotonic() - told > 10:
-                told = time.monotonic()
-                done = (number + 1) * config.eval.batch_size
-                left = (told - start) / done * max(len(source) - done, 0)
-                rate = done / (told - start)
-                say(f"{split}: {done}/{len(source)}, {two_digits(rate)} records/s, {duration(left)} left")
-        return measures.result(split, time.monotonic() - start)
+            progress.line(number + 1)
+        if waiting:
+            measures.update(*waiting)
+        return measures.result(split, progress.seconds())
 
-    def _compiled_for(self, state: nnx.State, batch: Batch) -> Any:
-        """`_predict`, ready on all processes."""
-        if self._compiled is None:
-            self._compiled = self._predict.lower(state, batch).compile()
+    def _compiled_for(self, with_masks: bool, state: nnx.State, batch: Batch, settings: tuple[Any, Any]) -> Any:
+        """The prediction function, compiled on all processes."""
+        if with_masks not in self._compiled:
+            predict = _prediction_fn(self._graph, self._config.eval, self._mesh, with_masks)
+            self._compiled[with_masks] = predict.lower(state, batch, *settings).compile()
             sharding.wait_for_all("the evaluation is compiled")
-        return self._compiled
+        return self._compiled[with_masks]
 
 
-def open_measured(config: Config, split: str, tokenizer: Tokenizer, coco: bool = False) -> splits.Split:
-    """The split with `data.num_eval_examples` of its records. Raises InputError as `Evaluator.__call__` does."""
+def open_eval_split(config: Config, split: str, tokenizer: Tokenizer, *, sentences: bool = False) -> splits.Split:
+    """The first `data.num_eval_examples` records of a split, or all of them.
+
+    Args:
+        config: its `data` and `eval` sections.
+        split: the name of the split.
+        tokenizer: of the model.
+        sentences: the caller needs to know each record's sentence.
+
+    Raises:
+        InputError: a split that does not exist or is infinite; a training split, where a sentence is drawn per record, if
+            `sentences` or comparison in the picture's own pixels is asked for.
+    """
     source = splits.open_split(config, split, tokenizer, length=config.data.num_eval_examples)
     if len(source) == splits.ENDLESS:
-        raise InputError(f"split {split!r} of {config.data.name!r} has no end: set data.num_eval_examples")
-    drawn = config.data.name != "shapes" and is_training(split)
-    if drawn and (coco or config.eval.resolution == "original"):
+        raise InputError(f"split {split!r} of {config.data.name!r} is infinite; expected data.num_eval_examples")
+    if source.drawn and (sentences or config.eval.resolution == "original"):
         raise InputError(
-            f"data.eval_splits has {split!r}, of whose sentences one is drawn; COCO results and eval.resolution "
-            "'original' need a split whose name does not start with 'train'"
+            f"data.eval_splits contains {split!r}, a training split, whose sentences are drawn at random; COCO results, "
+            "--draw, --predictions and eval.resolution 'original' need another split"
         )
     return source
 
 
+def _batches(source: splits.Split, config: Config, batch_size: int, shard: int, shards: int) -> Any:
+    return loader.batches(
+        source,
+        source.transform,
+        batch_size,
+        seed=0,
+        shuffle=False,
+        num_epochs=1,
+        num_workers=config.data.num_workers,
+        shard_index=shard,
+        shard_count=shards,
+        stack=source.stack,
+    )
+
+
+class _Progress:
+    """A line every few seconds: records done, rate, time left."""
+
+    def __init__(self, split: str, records: int, batch_size: int, verbose: bool) -> None:
+        self._split, self._records, self._batch_size, self._verbose = split, records, batch_size, verbose
+        self._start = self._last = time.monotonic()
+
+    def seconds(self) -> float:
+        """Time since the start."""
+        return time.monotonic() - self._start
+
+    def line(self, batches: int) -> None:
+        """Print it if it is due. `batches`: number of batches done."""
+        now = time.monotonic()
+        if not self._verbose or now - self._last < SECONDS_BETWEEN_LINES:
+            return
+        self._last = now
+        done = min(batches * self._batch_size, self._records)
+        rate = done / (now - self._start)
+        left = duration((self._records - done) / rate)
+        say(f"{self._split}: {done}/{self._records}, {two_digits(rate)} records/s, {left} left")
+
+
 @dataclass(frozen=True)
 class _Answered:
-    """What the device says of a batch."""
+    """What the devices compute for a batch."""
 
-    predictions: dict[str, Predictions]  # by rule; with each query's own mask where COCO results are wanted
-    passed: Any  # `thresholds_passed` [B, H, W] where a sweep is wanted, else None
+    predictions: dict[str, Predictions]  # by rule; with each query's own mask where answers are asked for
+    passed: Any  # `thresholds_passed` [B, H, W]; None without a sweep
 
 
 jax.tree_util.register_dataclass(_Answered)
 
 
 class _Measures:
-    """Everything that is collected from this process's records of a split."""
+    """Everything that is measured of this process's records of a split."""
 
-    def __init__(self, config: Config, source: splits.Split, thresholds: Sequence[float], coco: bool):
+    def __init__(
+        self,
+        config: Config,
+        source: splits.Split,
+        thresholds: Sequence[float],
+        on_answer: Callable[[int, Grounding, Row], None] | None,
+    ):
         settings = config.eval
-        self.config, self.source, self.coco = config, source, coco
-        self.metrics = {rule: Metrics(settings.task, settings.score_threshold, settings.protocol) for rule in RULES}
-        self.sweep = Sweep(thresholds, settings.protocol) if thresholds else None
-        self.coco_entries: list[dict[str, Any]] = []
+        self._settings, self._source, self._on_answer = settings, source, on_answer
+        self._metrics = {rule: Metrics(settings.task, settings.score_threshold, settings.protocol) for rule in RULES}
+        self._sweep = Sweep(thresholds, settings.protocol) if thresholds else None
 
     def update(self, answered: _Answered, batch: Batch, records: np.ndarray) -> None:
-        """Measure the records of a batch, but not those that only fill it up."""
-        said = {rule: answers(predictions) for rule, predictions in answered.predictions.items()}
-        right = truths(batch.targets)
-        for row in map(int, np.flatnonzero(batch.example_weight)):
-            record = int(records[row])
-            truth = self._truth(right[row], record)
-            here = {rule: resized(answer[row], *truth.mask.shape) for rule, answer in said.items()}
-            for rule in RULES:
-                self.metrics[rule].update(here[rule], truth, record, self.source.group(record))
-            if self.sweep:
-                answer = here[self.config.eval.no_target_rule]
-                self.sweep.update(answer, answered.passed[row], truth, record)
-            if self.coco:
-                self._add_coco(answered.predictions[self.config.eval.no_target_rule], row, record)
+        """Measure the records of a batch, except those that only fill it up. Waits for the devices."""
+        answered = _local(answered)
+        predicted = {rule: answers(predictions) for rule, predictions in answered.predictions.items()}
+        targets, own = truths(batch.targets), self._settings.no_target_rule
+        for i in map(int, np.flatnonzero(batch.example_weight)):
+            record = int(records[i])
+            truth = self._truth(targets[i], record)
+            size = truth.mask.shape
+            sized = {rule: resized(answer[i], *size) for rule, answer in predicted.items()}
+            group = self._source.group(record)
+            rows = {rule: self._metrics[rule].update(sized[rule], truth, record, group) for rule in RULES}
+            if self._sweep:
+                self._sweep.update(sized[own], resize_levels(answered.passed[i], *size), truth, record)
+            if self._on_answer:
+                self._on_answer(record, self._grounding(answered.predictions[own], i, record), rows[own])
 
     def _truth(self, truth: Truth, record: int) -> Truth:
-        """At the size at which is compared; `truth` is the target, at the network's."""
-        if self.config.eval.resolution == "network":
+        """In the pixels that are compared; `truth` is the target in the network's."""
+        if self._settings.resolution == "network":
             return truth
-        boxes, mask = self.source.truth(record)
+        boxes, mask = self._source.truth(record)
         return Truth(boxes, mask, truth.empty)
 
-    def _add_coco(self, predictions: Predictions, row: int, record: int) -> None:
-        about = self.source.describe(record)
-        one_object = self.config.eval.task == "refcoco"
-        grounding = to_original_size(predictions, row, about.height, about.width, one_object)
-        self.coco_entries += coco.entries(grounding, about, record)
+    def _grounding(self, predictions: Predictions, i: int, record: int) -> Grounding:
+        described = self._source.describe(record)
+        always = TASKS[self._settings.task].always_answers
+        return to_original_size(predictions, i, described.height, described.width, always)
 
     def result(self, split: str, seconds: float) -> Evaluation:
         """The summary of all processes' records."""
-        merged = {rule: _gathered(metrics) for rule, metrics in self.metrics.items()}
-        by_rule = {rule: {**m.result(), **_referring_accuracy(m.rows)} for rule, m in merged.items()}
-        lines = "".join(json.dumps(entry) + "\n" for entry in self.coco_entries)
-        everyones = [json.loads(line) for part in _of_all(lines.encode()) for line in part.splitlines()]
-        rule = self.config.eval.no_target_rule
         return Evaluation(
-            split,
-            by_rule[rule],
-            merged[rule].rows,
-            by_rule,
-            seconds,
-            _gathered_sweep(self.sweep).result() if self.sweep else {},
-            sorted(everyones, key=lambda entry: entry["record"]),
+            split=split,
+            rule=self._settings.no_target_rule,
+            by_rule={rule: _gathered(metrics) for rule, metrics in self._metrics.items()},
+            seconds=seconds,
+            sweep=_gathered_sweep(self._sweep).result() if self._sweep else {},
         )
 
 
-def _prediction_fn(
-    graph: Any, config: Config, mesh: jax.sharding.Mesh, thresholds: tuple[float, ...], coco: bool
-) -> Any:
-    """(nnx.State, Batch) -> _Answered: what the device does with a batch, jitted. `thresholds` of a sweep, or none."""
-    protocol, own_rule = config.eval.protocol, config.eval.no_target_rule
+def _prediction_fn(graph: Any, settings: EvalConfig, mesh: jax.sharding.Mesh, with_masks: bool) -> Any:
+    """(state, batch, score threshold, thresholds of the sweep) -> _Answered, jitted. No threshold is compiled in."""
 
-    def predict(state: nnx.State, batch: Batch) -> _Answered:
+    def predict(state: nnx.State, batch: Batch, score_threshold: Array, thresholds: Array) -> _Answered:
         outputs = nnx.merge(graph, state)(batch.images, batch.token_ids, batch.token_mask)
         predictions = {}
         for rule in RULES:
-            answer = postprocess(outputs, dataclasses.replace(config.eval, no_target_rule=rule), protocol)
-            wanted = coco and rule == own_rule
+            traced = dataclasses.replace(settings, no_target_rule=rule, score_threshold=score_threshold)
+            answer = postprocess(outputs, traced, settings.protocol)
+            wanted = with_masks and rule == settings.no_target_rule
             predictions[rule] = answer if wanted else dataclasses.replace(answer, masks=None)
-        passed = thresholds_passed(outputs, config.eval, thresholds, protocol) if thresholds else None
+        passed = thresholds_passed(outputs, settings, thresholds, settings.protocol) if len(thresholds) else None
         return _Answered(predictions, passed)
 
-    return jax.jit(predict, in_shardings=(sharding.replicated(mesh), sharding.batch_sharding(mesh)))
+    everywhere = sharding.replicated(mesh)
+    return jax.jit(predict, in_shardings=(everywhere, sharding.batch_sharding(mesh), everywhere, everywhere))
 
 
 def _local(answered: _Answered) -> _Answered:
@@ -232,19 +291,19 @@ def _local(answered: _Answered) -> _Answered:
 
 def _gathered(metrics: Metrics) -> Metrics:
     """The rows of all processes."""
-    rows = np.frombuffer(b"".join(_of_all(metrics.to_array().tobytes())), np.float64).reshape(-1, len(COLUMNS))
+    rows = np.frombuffer(b"".join(of_all(metrics.to_array().tobytes())), np.float64).reshape(-1, len(COLUMNS))
     return Metrics.from_array(rows, metrics.task, metrics.score_threshold, metrics.protocol)
 
 
 def _gathered_sweep(sweep: Sweep) -> Sweep:
     """The same for a sweep."""
-    rows = np.frombuffer(b"".join(_of_all(sweep.to_array().tobytes())), np.float64)
+    rows = np.frombuffer(b"".join(of_all(sweep.to_array().tobytes())), np.float64)
     rows = rows.reshape(-1, len(sweep.thresholds), len(COLUMNS))
     return Sweep.from_array(rows, sweep.thresholds, sweep.protocol)
 
 
-def _of_all(data: bytes) -> list[bytes]:
-    """What each process gives, in order. As bytes, because JAX would round float64 to float32 on the way."""
+def of_all(data: bytes) -> list[bytes]:
+    """The data of every process, in order. Bytes, because JAX would round float64 to float32 on the way."""
     if jax.process_count() == 1:
         return [data]
     lengths = np.ravel(multihost_utils.process_allgather(np.array(len(data))))
@@ -254,25 +313,18 @@ def _of_all(data: bytes) -> list[bytes]:
     return [row[:length].tobytes() for row, length in zip(everything, lengths, strict=True)]
 
 
-def _referring_accuracy(rows: dict[int, Row]) -> dict[str, float]:
-    """REC: the best scored box is right (IoU >= 0.5), over the records that mean exactly one object."""
-    hits = [row["best_box_iou"] >= 0.5 for row in rows.values() if row["num_targets"] == 1]
-    return {"REC": 100.0 * float(np.mean(hits)) if hits else float("nan")}
-
-
 def metric_names(config: Config) -> list[str]:
-    """What a split is measured by."""
-    nothing = Metrics(config.eval.task, config.eval.score_threshold, config.eval.protocol)
-    return [*nothing.result(), *_referring_accuracy({})]
+    """The names of the metrics of a split."""
+    return list(Metrics(config.eval.task, config.eval.score_threshold, config.eval.protocol).result())
 
 
 def summary(metrics: dict[str, float]) -> str:
-    """The metrics on one line."""
+    """The metrics on one line, without undefined ones."""
     return ", ".join(f"{name} {value:.2f}" for name, value in metrics.items() if not np.isnan(value))
 
 
 def conditions(config: Config, with_threshold: bool = True) -> str:
-    """What the numbers were measured under, on one line."""
+    """The conditions of the measurement, on one line."""
     settings = config.eval
     size = f"{config.model.image_height} x {config.model.image_width}"
     compared = f"the network's {size} pixels" if settings.resolution == "network" else "each picture's own pixels"

@@ -1,73 +1,131 @@
 """The metrics of every task: REC and RES (RefCOCO), GREC and GRES (gRefCOCO), Ref-ZOM, R-RefCOCO. Numpy, on the host.
 
-Every record is measured once, into one row of numbers; each task's metrics are a summary of the rows. Rows are kept, so a
-report can show them, and they carry the record's number, so results from several processes merge without counting a record
-twice: `a + b`, or `Metrics.from_array` of gathered `to_array()`s.
+Each record is measured once, into one `Row` of numbers, and each task's metrics summarize the rows. A row carries its record's
+number, so results of several processes can be merged without counting a record twice.
+
+    metrics = Metrics("gres", score_threshold=0.7, protocol="official")
+    metrics.update(Answer(boxes, scores, mask), Truth(true_boxes, true_mask, empty=False), record=0)
+    print(metrics.result())
 
 Sources: evaluations/{grefcoco,refzom,rrefcoco}.py and apis/test.py of the original. `protocol="official"` gives its numbers,
-`protocol="strict"` mends what is a slip there:
+`protocol="strict"` corrects its slips:
 
 | what | official | strict |
 |---|---|---|
 | GREC: a predicted box is right | GIoU >= 0.5 | IoU >= 0.5 |
-| GREC: a query counts | score >= threshold (elsewhere >) | score > threshold everywhere |
-| T_acc, N_acc without a record to count | 0; T_acc and N_acc of GRES are 0 too if a set has no empty record | NaN |
+| GREC: a query counts | score >= threshold in float64 (elsewhere > in float32) | score > threshold everywhere |
+| T_acc, N_acc without a record to count | 0; T_acc and N_acc of GRES are both 0 if no record is empty | NaN |
 | R-RefCOCO Pr@X | of the running sum of IoU within a group | of each sentence's IoU |
 
-Both protocols: a sum over nothing is NaN where the original divides by zero, and R-RefCOCO leaves a group without a no-target
+Both protocols: a mean over nothing is NaN where the original divides by zero, and R-RefCOCO leaves a group without a no-target
 sentence out of mRR, and one without a targeted sentence out of mIoU and rIoU, where the original stops with an error.
 All metrics are percentages.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from instancevg_jax import boxes as box_ops
 from instancevg_jax.answers.postprocess import resize_mask
 from instancevg_jax.errors import InputError
 from instancevg_jax.types import Predictions, Targets
 
-COLUMNS: tuple[str, ...] = (
-    "record",  # number of the record in its split; what makes a row unique
-    "group",  # R-RefCOCO: which group of sentences it belongs to; -1 for none
-    "empty",  # 1 where nothing is meant
-    "says_none",  # 1 where no query's score is above the threshold
-    "intersection",  # pixels of merged mask and truth
-    "union",
-    "predicted_area",
-    "iou",  # intersection / union; 0 where the union is empty
-    "num_targets",
-    "num_predictions",  # queries that GREC counts
-    "true_positives",
-    "f1",
-    "best_box_iou",  # of the best scored box with the (first) true box
-    "coverage",  # share of the true boxes that hold a selected point
-)
-Row: TypeAlias = dict[str, float]
-Columns: TypeAlias = dict[str, np.ndarray]
+
+class Row(NamedTuple):
+    """What is measured of one record. NaN stands for a number that the answer does not allow to be measured."""
+
+    record: float  # number of the record in its split; unique
+    group: float  # R-RefCOCO: the group of sentences that the record belongs to; -1 for none
+    empty: float  # 1 where the sentence has no target
+    says_none: float  # 1 where no query's score is above the threshold
+    intersection: float  # pixels of merged mask and truth
+    union: float
+    predicted_area: float
+    iou: float  # intersection / union; 0 where the union is empty
+    num_targets: float
+    num_predictions: float  # queries that GREC counts
+    true_positives: float
+    f1: float
+    best_box_iou: float  # of the best scored box with the (first) true box
+    coverage: float  # share of the true boxes that contain a selected point
+
+
+COLUMNS = Row._fields
+Columns: TypeAlias = dict[str, np.ndarray]  # a column of many rows, by its name in Row
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What was predicted for a record. One row a query that gives an answer, in any order."""
+    """What is predicted for a record. One box and score per query that gives an answer, in any order.
 
-    boxes_xyxy: np.ndarray  # [N, 4]
-    scores: np.ndarray  # [N]
-    mask: np.ndarray  # [H, W] bool, merged
-    points_xy: np.ndarray  # [P, 2], all selected points
+    Lists are converted to arrays, and masks of 0 and 1 or of 0 and 255 to bool. Raises InputError for anything else.
+    """
+
+    boxes_xyxy: Any  # [N, 4], pixels of the mask
+    scores: Any  # [N]
+    mask: Any  # [H, W] bool, merged
+    points_xy: Any = field(default_factory=lambda: np.zeros((0, 2)))  # [P, 2], all selected points
+
+    def __post_init__(self) -> None:
+        boxes, scores = _boxes(self.boxes_xyxy, "the predicted boxes"), np.asarray(self.scores)
+        if scores.shape != (len(boxes),) or not np.isfinite(_numbers(scores, "the scores")).all():
+            raise InputError(f"the scores have shape {scores.shape}; expected [{len(boxes)}], one per predicted box")
+        points = _numbers(self.points_xy, "the points").reshape(-1, 2)
+        for name, value in (("boxes_xyxy", boxes), ("scores", _numbers(scores, "the scores")), ("points_xy", points)):
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "mask", _mask(self.mask, "the predicted mask"))
 
 
 @dataclass(frozen=True)
 class Truth:
-    """What is right, in the same pixels as the answer. `empty`: the sentence means nothing."""
+    """The annotation of a record, in the pixels of the answer. Converted as an `Answer` is; raises InputError as it does."""
 
-    boxes_xyxy: np.ndarray  # [M, 4]
-    mask: np.ndarray  # [H, W] bool, merged
-    empty: bool
+    boxes_xyxy: Any  # [M, 4]
+    mask: Any  # [H, W] bool, merged
+    empty: bool  # the sentence has no target
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "boxes_xyxy", _boxes(self.boxes_xyxy, "the true boxes"))
+        object.__setattr__(self, "mask", _mask(self.mask, "the true mask"))
+
+
+def _numbers(values: Any, what: str) -> np.ndarray:
+    """As an array of floats; float arrays keep their type."""
+    try:
+        array = np.asarray(values)
+        return array if np.issubdtype(array.dtype, np.floating) else array.astype(np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{what} are not numbers in rows of equal length") from error
+
+
+def _boxes(values: Any, what: str) -> Float[np.ndarray, "N 4"]:
+    boxes = _numbers(values, what)
+    if boxes.size == 0 or boxes.shape == (4,):
+        boxes = boxes.reshape(-1, 4)
+    if boxes.ndim != 2 or boxes.shape[1] != 4 or not np.isfinite(boxes).all():
+        raise InputError(f"{what} have shape {boxes.shape}; expected [N, 4] finite numbers: x1, y1, x2, y2 in pixels")
+    if (boxes[:, 2:] < boxes[:, :2]).any():
+        wrong = boxes[(boxes[:, 2:] < boxes[:, :2]).any(1)][0].tolist()
+        raise InputError(
+            f"{what} include {wrong}; expected x1, y1, x2, y2 with x1 <= x2 and y1 <= y2, not width and height"
+        )
+    return boxes
+
+
+def _mask(values: Any, what: str) -> Bool[np.ndarray, "H W"]:
+    mask = np.asarray(values)
+    if mask.ndim != 2:
+        raise InputError(f"{what} has shape {mask.shape}; expected [H, W]")
+    if mask.dtype == bool:
+        return mask
+    levels = np.unique(mask)
+    if not (np.isin(levels, (0, 1)).all() or np.isin(levels, (0, 255)).all()):
+        raise InputError(f"{what} has values such as {levels[-1]}; expected bool, 0 and 1, or 0 and 255")
+    return mask != 0
 
 
 def resized(answer: Answer, height: int, width: int) -> Answer:
@@ -104,38 +162,37 @@ def truths(targets: Targets) -> list[Truth]:
 
 
 class Metrics:
-    """Rows of one split and task, and their summary.
+    """Rows of one split under one task and protocol, and their summary.
 
     `task` is that of EvalConfig: "gres", "refcoco", "refzom" or "rrefcoco". Raises InputError for another task or protocol.
     """
 
     def __init__(self, task: str, score_threshold: float = 0.7, protocol: str = "official"):
-        if task not in SUMMARIES:
-            raise InputError(f"eval.task is {task!r}; expected one of {', '.join(SUMMARIES)}")
+        if task not in TASKS:
+            raise InputError(f"eval.task is {task!r}; expected one of {', '.join(TASKS)}")
         if protocol not in ("official", "strict"):
             raise InputError(f"protocol is {protocol!r}; expected official or strict")
         self.task, self.score_threshold, self.protocol = task, score_threshold, protocol
         self.rows: dict[int, Row] = {}
 
     def update(self, answer: Answer, truth: Truth, record: int, group: int = -1) -> Row:
-        """Measure a record and keep its row, which is returned. A record that is already there is replaced."""
-        row = {"record": float(record), "group": float(group)}
-        row |= measure(answer, truth, self.score_threshold, self.protocol)
+        """Measure a record, and keep and return its row. An earlier row of that record is replaced.
+
+        Raises InputError where the masks of answer and truth have different shapes.
+        """
+        row = measure(answer, truth, self.score_threshold, self.protocol)._replace(record=record, group=group)
         self.rows[record] = row
         return row
 
-    def __add__(self, other: "Metrics") -> "Metrics":
-        """The rows of both, those of `other` where both have one."""
-        if (self.task, self.score_threshold, self.protocol) != (other.task, other.score_threshold, other.protocol):
-            raise ValueError("metrics of different task, threshold or protocol do not add up")
-        total = Metrics(self.task, self.score_threshold, self.protocol)
-        total.rows = self.rows | other.rows
-        return total
+    def subset(self, records: Iterable[int]) -> "Metrics":
+        """The rows of these records alone."""
+        chosen = Metrics(self.task, self.score_threshold, self.protocol)
+        chosen.rows = {record: self.rows[record] for record in records}
+        return chosen
 
     def to_array(self) -> Float[np.ndarray, "N columns"]:
         """All rows in the order of COLUMNS, float64, sorted by record."""
-        rows = [[self.rows[record][name] for name in COLUMNS] for record in sorted(self.rows)]
-        return np.array(rows, np.float64).reshape(-1, len(COLUMNS))
+        return np.array([self.rows[record] for record in sorted(self.rows)], np.float64).reshape(-1, len(COLUMNS))
 
     @classmethod
     def from_array(
@@ -143,22 +200,37 @@ class Metrics:
     ) -> "Metrics":
         """The inverse of `to_array`. Rows with a negative record number are padding and left out."""
         metrics = cls(task, score_threshold, protocol)
-        metrics.rows = {int(row[0]): dict(zip(COLUMNS, map(float, row), strict=True)) for row in rows if row[0] >= 0}
+        metrics.rows = {int(row[0]): Row(*row) for row in rows.tolist() if row[0] >= 0}
         return metrics
 
     def result(self) -> dict[str, float]:
-        """The task's metrics in percent; NaN where there is nothing to measure.
+        """The task's metrics in percent, as the protocol defines them; NaN where there is nothing to measure.
 
         Raises InputError under task rrefcoco for records without a group.
         """
+        return self._summary(self.protocol)
+
+    def shown(self) -> dict[str, float]:
+        """`result`, with NaN also where the official protocol states 0 although there is nothing to measure."""
+        official, strict = self.result(), self._summary("strict")
+        invented = {name for name, value in official.items() if value == 0 and strict[name] != 0}
+        return {name: float("nan") if name in invented else value for name, value in official.items()}
+
+    def _summary(self, protocol: str) -> dict[str, float]:
         columns = dict(zip(COLUMNS, self.to_array().T, strict=True))
-        result = SUMMARIES[self.task](columns, self.protocol)
+        result = TASKS[self.task].summarize(columns, protocol)
         result["coverage"] = _percent(columns["coverage"][columns["num_targets"] > 0])
+        result["REC"] = _percent(_at_least(columns["best_box_iou"], 0.5)[columns["num_targets"] == 1])
         return {name: float(value) for name, value in result.items()}
 
 
 def measure(answer: Answer, truth: Truth, score_threshold: float, protocol: str) -> Row:
-    """All numbers of one record but "record" and "group"; see COLUMNS."""
+    """The row of one record, with record and group -1. Raises InputError where the masks have different shapes."""
+    if answer.mask.shape != truth.mask.shape:
+        raise InputError(
+            f"the predicted mask is {answer.mask.shape[0]} x {answer.mask.shape[1]} pixels (height x width), the true one "
+            f"{truth.mask.shape[0]} x {truth.mask.shape[1]}; expected the same"
+        )
     pixels = np.array([np.logical_and(answer.mask, truth.mask).sum(), truth.mask.sum(), answer.mask.sum()])
     return measure_at((score_threshold,), pixels[None], answer, truth, protocol)[0]
 
@@ -175,36 +247,49 @@ def measure_at(
         truth: the boxes.
         protocol: "official" or "strict".
     """
-    true_boxes = np.zeros((0, 4)) if truth.empty else np.asarray(truth.boxes_xyxy, np.float64).reshape(-1, 4)
-    boxes = np.asarray(answer.boxes_xyxy, np.float64).reshape(-1, 4)
+    true_boxes = np.zeros((0, 4)) if truth.empty else truth.boxes_xyxy.astype(np.float64)
+    boxes = answer.boxes_xyxy.astype(np.float64)
     overlaps = (box_ops.pairwise_giou if protocol == "official" else box_ops.pairwise_iou)(boxes, true_boxes)
-    common = {
-        "empty": float(truth.empty),
-        "num_targets": float(len(true_boxes)),
-        "best_box_iou": best_box_iou(boxes, answer.scores, np.asarray(truth.boxes_xyxy, np.float64).reshape(-1, 4)),
-        "coverage": coverage(answer.points_xy, true_boxes),
-    }
+    best = best_box_iou(boxes, answer.scores, truth.boxes_xyxy.astype(np.float64))
+    covered = coverage(answer.points_xy, true_boxes)
     rows = []
     for threshold, (intersection, wanted, predicted) in zip(thresholds, pixels.astype(float).tolist(), strict=True):
         union = wanted + predicted - intersection
-        areas = {"intersection": intersection, "union": union, "predicted_area": predicted}
+        matched = _matched(overlaps, answer.scores, threshold, protocol)
         rows.append(
-            {**common, **areas, "iou": intersection / union if union else 0.0}
-            | _counted(overlaps, answer.scores, threshold, protocol)
+            Row(
+                record=-1,
+                group=-1,
+                empty=float(truth.empty),
+                says_none=float(not (answer.scores > threshold).any()),
+                intersection=intersection,
+                union=union,
+                predicted_area=predicted,
+                iou=intersection / union if union else 0.0,
+                num_targets=float(len(true_boxes)),
+                num_predictions=float(matched.predictions),
+                true_positives=float(matched.hits),
+                f1=matched.f1,
+                best_box_iou=best,
+                coverage=covered,
+            )
         )
     return rows
 
 
-def _counted(overlaps: Float[np.ndarray, "N M"], scores: np.ndarray, threshold: float, protocol: str) -> Row:
-    """What depends on which queries count."""
-    counts = scores >= threshold if protocol == "official" else scores > threshold
+class _Matched(NamedTuple):
+    """What GREC counts in a record at one threshold."""
+
+    predictions: int
+    hits: int
+    f1: float
+
+
+def _matched(overlaps: Float[np.ndarray, "N M"], scores: np.ndarray, threshold: float, protocol: str) -> _Matched:
+    """The original compares Python floats here, so that a float32 score of 0.7 does not reach a threshold of 0.7."""
+    counts = scores.astype(np.float64) >= threshold if protocol == "official" else scores > threshold
     hits, predicted, wanted = count_matches(overlaps[counts], 0.5), int(counts.sum()), overlaps.shape[1]
-    return {
-        "says_none": float(not (scores > threshold).any()),
-        "num_predictions": float(predicted),
-        "true_positives": float(hits),
-        "f1": 2 * hits / (predicted + wanted) if predicted + wanted else 1.0,
-    }
+    return _Matched(predicted, hits, 2 * hits / (predicted + wanted) if predicted + wanted else 1.0)
 
 
 def count_matches(overlaps: Float[np.ndarray, "N M"], threshold: float) -> int:
@@ -223,7 +308,7 @@ def best_box_iou(
 ) -> float:
     """IoU of the best scored box, whatever its score, with the first true box; 0 where either is missing.
 
-    Among equal scores the box that is greatest in (x1, y1, x2, y2) order speaks, as in the original.
+    Among equal scores the box that is greatest in (x1, y1, x2, y2) order is taken, as in the original.
     """
     if len(boxes_xyxy) == 0 or len(true_boxes) == 0:
         return 0.0
@@ -250,8 +335,13 @@ def _ratio(numerator: float, denominator: float) -> float:
     return 100.0 * float(numerator) / float(denominator) if denominator else float("nan")
 
 
+def _at_least(values: np.ndarray, threshold: float) -> np.ndarray:
+    """1 where a value reaches the threshold, else 0; NaN stays NaN, which a comparison would turn into 0."""
+    return np.where(np.isnan(values), np.nan, values >= threshold)
+
+
 def _precision(iou: np.ndarray, thresholds: tuple[float, ...], name: str = "Pr") -> dict[str, float]:
-    return {f"{name}@{threshold}": _percent(iou >= threshold) for threshold in thresholds}
+    return {f"{name}@{threshold}": _percent(_at_least(iou, threshold)) for threshold in thresholds}
 
 
 def _gres(rows: Columns, protocol: str) -> dict[str, float]:
@@ -264,21 +354,21 @@ def _gres(rows: Columns, protocol: str) -> dict[str, float]:
     iou = np.where(empty, none, np.where(none, 0.0, rows["iou"]))
     intersection = np.where(empty | none, 0.0, rows["intersection"])
     union = np.where(empty & none, 0.0, rows["union"])
-    counted = rows["num_predictions"] > 0
+    counted = _at_least(rows["num_predictions"], 1)
     accuracies = {
-        "N_acc": _percent(~counted[empty]),
+        "N_acc": _percent(1 - counted[empty]),
         "T_acc": _percent(counted[~empty]),
         "gres_N_acc": _percent(none[empty]),
         "gres_T_acc": _percent(~none[~empty]),
     }
-    if protocol == "official":
-        accuracies = {name: 0.0 if np.isnan(value) else value for name, value in accuracies.items()}
-        if not empty.any():
-            accuracies |= {"gres_N_acc": 0.0, "gres_T_acc": 0.0}
+    if protocol == "official" and not empty.any():
+        accuracies |= {"N_acc": 0.0, "gres_N_acc": 0.0, "gres_T_acc": 0.0}
+    if protocol == "official" and empty.all():
+        accuracies |= {"T_acc": 0.0, "gres_T_acc": 0.0}
     return {
         "gIoU": _percent(iou),
         "cIoU": _ratio(intersection.sum(), union.sum()),
-        "F1": _percent(rows["f1"] >= 1),
+        "F1": _percent(_at_least(rows["f1"], 1)),
         **accuracies,
         **_precision(iou[~empty], (0.7, 0.8, 0.9)),
     }
@@ -338,9 +428,42 @@ def _rrefcoco(rows: Columns, protocol: str) -> dict[str, float]:
     }
 
 
-SUMMARIES: dict[str, Callable[[Columns, str], dict[str, float]]] = {
-    "gres": _gres,
-    "refcoco": _refcoco,
-    "refzom": _refzom,
-    "rrefcoco": _rrefcoco,
+def _mean_share(row: Row) -> float:
+    """Share of a record in gIoU."""
+    return row.says_none if row.empty else row.iou * (1 - row.says_none)
+
+
+def _iou_or_none(row: Row) -> float:
+    """IoU where there is a target; whether that was recognized where there is none."""
+    return row.says_none if row.empty else row.iou
+
+
+def _box_and_mask(row: Row) -> float:
+    """REC and RES expect one answer whatever its score: the lower IoU of the best box and the mask, NaN left out."""
+    return float(np.fmin(row.best_box_iou, row.iou))
+
+
+@dataclass(frozen=True)
+class Task:
+    """All that differs between tasks outside of the network."""
+
+    summarize: Callable[[Columns, str], dict[str, float]]  # (columns, protocol) -> metrics in percent
+    headline: str  # the metric of the literature
+    detection: str  # the original keeps the best checkpoint by this metric
+    segmentation: str  # and another one by this
+    tiles: tuple[str, ...]  # what a report shows first
+    score: Callable[
+        [Row], float
+    ]  # how good one answer is, 0 to 1, by the task's own rules; below FAILED it is a failure
+    always_answers: bool = False  # the best query answers whatever its score
+
+
+TASKS = {
+    "gres": Task(_gres, "gIoU", "F1", "cIoU", ("gIoU", "cIoU", "F1", "N_acc", "T_acc"), _mean_share),
+    "refcoco": Task(
+        _refcoco, "mIoU", "DetACC@0.5", "mIoU", ("mIoU", "oIoU", "DetACC@0.5"), _box_and_mask, always_answers=True
+    ),
+    "refzom": Task(_refzom, "mIoU", "mIoU", "Acc", ("mIoU", "oIoU", "Acc"), _iou_or_none),
+    "rrefcoco": Task(_rrefcoco, "rIoU", "mIoU", "mRR", ("rIoU", "mRR", "mIoU", "oIoU"), _iou_or_none),
 }
+FAILED = 0.5

@@ -1,93 +1,157 @@
-"""report.html of an evaluation: results under both decision rules, by kind of sentence, beside baselines, and pictures."""
+"""The HTML report of an evaluation: headline numbers, galleries of answers, curves, and tables by kind of sentence."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+import re
+import sys
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from data_pipelines import splits
-from data_pipelines.shapes import baselines
-from data_pipelines.shapes.dataset import Example, ShapesDataset
+from data_pipelines.splits import Description, Split
 from instancevg_jax.answers.draw import Truth as Shown
 from instancevg_jax.answers.draw import draw_grounding
-from instancevg_jax.answers.predictor import Predictor
+from instancevg_jax.answers.postprocess import Grounding
 from instancevg_jax.config import Config
-from instancevg_jax.evaluation.evaluator import RULES, Evaluation, conditions
-from instancevg_jax.evaluation.metrics import Answer, Metrics, Row, Truth
-from instancevg_jax.evaluation.page import Bar, Bars, Cell, Gallery, Lines, Picture, Table, write_report
+from instancevg_jax.evaluation.baselines import measure_baselines
+from instancevg_jax.evaluation.evaluator import Evaluation, conditions
+from instancevg_jax.evaluation.metrics import FAILED, TASKS, Row
+from instancevg_jax.evaluation.page import (
+    Bar,
+    Bars,
+    Gallery,
+    Lines,
+    Picture,
+    Section,
+    Table,
+    Tile,
+    Tiles,
+    write_page,
+)
 from instancevg_jax.evaluation.sweep import SWEPT, best_thresholds
-from instancevg_jax.inputs.tokenizer import Tokenizer
-from instancevg_jax.models.instancevg import InstanceVG
 
 PICTURES = 12  # in each gallery
-LANGUAGE_EXAMPLES = 3000  # training sentences that the language-only baseline reads
-CHOSEN = ("gIoU", "cIoU", "F1", "REC", "N_acc", "T_acc", "mIoU", "oIoU", "DetACC@0.5", "mRR", "rIoU", "Acc")
+SIZES = (0.01, 0.05, 0.2)  # bounds of the groups by size: share of the picture that the target covers
+LENGTHS = (3, 5, 8)  # bounds of the groups by length: words of the sentence
+MEANINGS = {
+    "gIoU": "Mean IoU over sentences. A no-target sentence counts 100 if it is answered with nothing, else 0.",
+    "cIoU": "Sum of all intersections over the sum of all unions, in pixels: large objects count more.",
+    "F1": "Share of sentences where every predicted box matches a true box and every true box is found.",
+    "N_acc": "Share of the no-target sentences that are answered with nothing.",
+    "T_acc": "Share of the sentences with a target that are answered with something.",
+    "gres_N_acc": "N_acc as GRES counts it: no score above the threshold.",
+    "gres_T_acc": "T_acc as GRES counts it: a score above the threshold.",
+    "mIoU": "Mean IoU of the merged mask over sentences with a target (R-RefCOCO: over groups of sentences).",
+    "oIoU": "Sum of all intersections over the sum of all unions, for sentences with a target.",
+    "rIoU": "IoU per group of sentences, where masks for no-target sentences enlarge the union; then the mean over groups.",
+    "mRR": "Share of a group's no-target sentences that are answered with nothing; then the mean over groups.",
+    "Acc": "Share of the no-target sentences that are answered with nothing.",
+    "REC": "Share of the sentences with exactly one target where the box of the best score has an IoU of 0.5 or more.",
+    "coverage": "Share of the true boxes that contain one of the selected points.",
+    **{f"Pr@{x}": f"Share of the sentences with a mask IoU of {x} or more." for x in (0.5, 0.6, 0.7, 0.8, 0.9)},
+    **{f"MaskACC@{x}": f"Share of the sentences with a mask IoU of {x} or more." for x in (0.5, 0.6, 0.7, 0.8, 0.9)},
+    **{
+        f"DetACC@{x}": f"Share of the sentences whose best box has an IoU of {x} or more."
+        for x in (0.5, 0.6, 0.7, 0.8, 0.9)
+    },
+    "always none": "The same metric if every sentence were answered with nothing.",
+    "random": "REC of a box drawn at random from the objects of the picture.",
+}
 
 
 def write(
     path: Path,
-    model: InstanceVG,
     config: Config,
-    tokenizer: Tokenizer,
     evaluations: Sequence[Evaluation],
-    checkpoint: Path,
+    sources: Mapping[str, Split],
+    *,
+    facts: Mapping[str, str],
+    answer: Callable[[Sequence[tuple[np.ndarray, str]]], list[Grounding]] | None = None,
+    training_log: Path | None = None,
 ) -> None:
-    """Write the report of `evaluations` to `path`; with the curves of the training, where they lie beside the checkpoint."""
-    predictor = Predictor.from_model(model, config, tokenizer)
-    tables: list[Table] = []
-    plots: list[Lines | Bars] = _training_curves(checkpoint.parent / "metrics.jsonl")
-    galleries: list[Gallery] = []
+    """Write the report.
+
+    Args:
+        path: the HTML file.
+        config: of the evaluation.
+        evaluations: one per split.
+        sources: the opened splits by name.
+        facts: lines of the head by name, such as the model, the date and the command.
+        answer: pairs of picture and sentence -> groundings, for the galleries; None: no galleries.
+        training_log: metrics.jsonl of the training run, for its curves, if it exists.
+    """
+    sections: list[Section] = [_tiles(evaluation, config) for evaluation in evaluations]
+    if answer:
+        for evaluation in evaluations:
+            sections += _galleries(evaluation, sources[evaluation.split], config, answer)
     for evaluation in evaluations:
-        source = splits.open_split(config, evaluation.split, tokenizer, length=config.data.num_eval_examples)
-        tables.append(_results(evaluation, _baselines(config, evaluation.split, len(source)), config))
-        described = {record: source.describe(record) for record in evaluation.rows}
-        choices = {record: about.num_objects for record, about in described.items()}
-        for name in dict.fromkeys(name for about in described.values() for name in about.tags):
-            group = {record: about.tags[name] for record, about in described.items() if name in about.tags}
-            tables.append(_by_tag(evaluation, name, group, choices))
-            if name == "template":
-                plots.append(_template_bars(evaluation, group))
-        if evaluation.sweep:
-            tables.append(_sweep_table(evaluation, config))
-            plots.append(_sweep_lines(evaluation, config))
-        galleries += _galleries(evaluation, source, predictor)
+        sections += _details(evaluation, sources[evaluation.split], config)
+    if training_log and training_log.is_file():
+        sections.append(_training_curves(training_log))
     notes = (
-        f"Checkpoint: {checkpoint}. Measured under: {conditions(config)}. Merged mask: {config.eval.mask_merge}.",
-        "The official protocol and the network's pixels are what the original compares with; see docs/evaluation.md. The "
-        "pictures show the answers as predict gives them, by the strict protocol.",
-        "gIoU counts an empty sentence as 1 if it is answered with nothing and as 0 otherwise, so answering nothing "
-        "always scores the share of empty sentences: read every gIoU beside that floor.",
-        "sigmoid and softmax are two ways to read off whether anything is meant: of the first logit alone, as the "
-        "original does at inference, or over both, as it trains them.",
+        "All numbers are percentages. The official protocol and the network's pixels are what published numbers are measured "
+        "with; see docs/evaluation.md. A dash means that there is nothing to measure.",
+        "gIoU counts a no-target sentence as 100 if it is answered with nothing, so that always answering nothing scores the "
+        "share of no-target sentences: compare each gIoU with that floor.",
+        "sigmoid and softmax are two ways to decide whether a sentence has a target: from the first logit alone, as the "
+        "original does at inference, or from both, as it is trained.",
+        "The pictures show the answers of `predict`, which follow the strict protocol.",
     )
     title = f"{config.data.name}: {', '.join(evaluation.split for evaluation in evaluations)}"
-    write_report(path, title, tables, plots, galleries, notes)
+    facts = {**facts, "Conditions": f"{conditions(config)}, merged mask: {config.eval.mask_merge}"}
+    write_page(path, title, sections, facts=facts, meanings=MEANINGS, notes=notes)
 
 
-def _training_curves(log: Path) -> list[Lines | Bars]:
-    """The loss and its groups over steps, from a run's metrics.jsonl; nothing if there is none."""
-    if not log.is_file():
-        return []
+def _tiles(evaluation: Evaluation, config: Config) -> Tiles:
+    metrics, task = evaluation.metrics, TASKS[config.eval.task]
+    floor = 100 * _mean(row.empty for row in evaluation.rows.values())
+    notes = {"gIoU": f"always none: {floor:.1f}"}
+    tiles = [Tile(name, _percent(metrics[name]) or "-", notes.get(name, "")) for name in task.tiles]
+    count = len(evaluation.rows)
+    return Tiles(evaluation.split, tiles, f"{count} records in {evaluation.seconds:.0f} s, {evaluation.rule} rule.")
+
+
+def _details(evaluation: Evaluation, source: Split, config: Config) -> list[Section]:
+    """Everything below the pictures."""
+    sections: list[Section] = []
+    if evaluation.sweep:
+        sections += [_sweep_lines(evaluation, config), _sweep_table(evaluation, config)]
+    described = {record: source.describe(record) for record in evaluation.rows}
+    sections.append(_results(evaluation, measure_baselines(config.eval, source)))
+    sizes = {record: _size(row, _pixels(config, described[record])) for record, row in evaluation.rows.items()}
+    lengths = {record: _length(about.expression) for record, about in described.items()}
+    groupings = {"size of the target": sizes, "length of the sentence": lengths}
+    for name in dict.fromkeys(name for about in described.values() for name in about.tags):
+        groupings[name] = {record: about.tags[name] for record, about in described.items() if name in about.tags}
+    choices = {record: about.num_objects for record, about in described.items()}
+    sections += [_by_group(evaluation, name, group, choices, config) for name, group in groupings.items()]
+    if "template" in groupings:
+        sections.append(_template_bars(evaluation, groupings["template"], config))
+    return sections
+
+
+def _training_curves(log: Path) -> Lines:
+    """The loss and its groups over steps, from a run's metrics.jsonl."""
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     rows = [row for row in rows if row["group"] == "train" and row["loss"] is not None]
     names = ("loss", "detection", "masks", "no_target")
-    return [Lines("training loss", "step", {name: [(row["step"], row[name]) for row in rows] for name in names})]
+    return Lines("training loss", "step", {name: [(row["step"], row[name]) for row in rows] for name in names})
 
 
 def _sweep_table(evaluation: Evaluation, config: Config) -> Table:
     """The swept metrics at every threshold."""
     rows = []
     for threshold, result in evaluation.sweep.items():
-        mark = ", the config's" if threshold == config.eval.score_threshold else ""
-        rows.append([f"{threshold:g}{mark}", *(_cell(result[name]) for name in SWEPT)])
+        mark = " (configured)" if threshold == config.eval.score_threshold else ""
+        rows.append([f"{threshold:g}{mark}", *(_percent(result[name]) for name in SWEPT)])
     best = ", ".join(f"{name} at {threshold:g}" for name, threshold in best_thresholds(evaluation.sweep).items())
     note = f"Best: {best}. {conditions(config, with_threshold=False)}."
-    return Table(f"{evaluation.split}: over score thresholds", ["score threshold", *SWEPT], rows, note)
+    return Table(f"{evaluation.split}: by score threshold", ["score threshold", *SWEPT], rows, note)
 
 
 def _sweep_lines(evaluation: Evaluation, config: Config) -> Lines:
-    """The same as curves. N_acc rises with the threshold: fewer false targets; T_acc falls: more missed ones."""
+    """The same as curves."""
     series = {name: [(at, result[name]) for at, result in evaluation.sweep.items()] for name in SWEPT}
     return Lines(
         f"{evaluation.split}: percent over score thresholds",
@@ -95,60 +159,81 @@ def _sweep_lines(evaluation: Evaluation, config: Config) -> Lines:
         series,
         "A higher threshold gives fewer false targets (N_acc) and more missed ones (T_acc).",
         config.eval.score_threshold,
-        "the config's threshold",
+        "configured threshold",
     )
 
 
-def _results(evaluation: Evaluation, baselines: dict[str, dict[str, float]], config: Config) -> Table:
-    """Both rules and the baselines under one header."""
-    names = [name for name in CHOSEN if name in evaluation.metrics]
-    rows = {f"model, {rule}": evaluation.by_rule[rule] for rule in RULES} | baselines
-    cells = [[label, *(_cell(metrics.get(name)) for name in names)] for label, metrics in rows.items()]
-    note = f"{len(evaluation.rows)} records in {evaluation.seconds:.0f} s; all numbers are percentages. {conditions(config)}."
-    return Table(f"{evaluation.split}: results", ["", *names], cells, note)
+def _results(evaluation: Evaluation, baselines: Mapping[str, Mapping[str, float]]) -> Table:
+    """All metrics, under each rule, next to the baselines."""
+    columns = {rule: measured.shown() for rule, measured in evaluation.by_rule.items()} | dict(baselines)
+    rows = [[name, *(_percent(column.get(name)) for column in columns.values())] for name in evaluation.metrics]
+    return Table(f"{evaluation.split}: all metrics", ["metric", *columns], rows)
 
 
-def _cell(value: float | None) -> Cell:
-    return None if value is None or np.isnan(value) else f"{value:.1f}"
-
-
-def _by_tag(evaluation: Evaluation, name: str, group: dict[int, str], num_objects: dict[int, int]) -> Table:
-    """gIoU with its floor, and REC with its chance where that is known, for every value of a tag."""
+def _by_group(
+    evaluation: Evaluation, name: str, group: Mapping[int, str], choices: Mapping[int, int], config: Config
+) -> Table:
+    """The task's headline metrics and REC of each group of records; the chance of REC where the data set knows it."""
+    shown = [*TASKS[config.eval.task].tiles, "REC"]
     rows = []
-    for value in sorted(set(group.values())):
-        records = [record for record, tag in group.items() if tag == value]
-        chosen = [evaluation.rows[record] for record in records]
-        single = [row for row in chosen if row["num_targets"] == 1]
-        odds = [100 / num_objects[int(row["record"])] for row in single if num_objects[int(row["record"])]]
+    for value in sorted(set(group.values()), key=_in_order):
+        records = [record for record, own in group.items() if own == value]
+        metrics = evaluation.measured.subset(records).shown()
+        floor = 100 * _mean(evaluation.rows[record].empty for record in records)
+        odds = [100 / choices[r] for r in records if evaluation.rows[r].num_targets == 1 and choices[r]]
         rows.append(
             [
                 value,
-                len(chosen),
-                _cell(_mean(_record_giou(row) for row in chosen)),
-                _cell(_mean(100 * row["empty"] for row in chosen)),
-                len(single),
-                _cell(_mean(100.0 * (row["best_box_iou"] >= 0.5) for row in single)),
-                _cell(_mean(odds)),
+                len(records),
+                *(_percent(metrics[metric]) for metric in shown),
+                _percent(floor),
+                _percent(_mean(odds)),
             ]
         )
-    header = [name, "records", "gIoU", "always none", "of one object", "REC", "a random object"]
+    header = [name, "records", *shown, "always none", "random"]
     return Table(f"{evaluation.split}: by {name}", header, rows)
 
 
-def _template_bars(evaluation: Evaluation, template: dict[int, str]) -> Bars:
-    bars = []
+def _template_bars(evaluation: Evaluation, template: Mapping[int, str], config: Config) -> Bars:
+    score, bars = TASKS[config.eval.task].score, []
     for value in sorted(set(template.values())):
-        rows = [evaluation.rows[record] for record, tag in template.items() if tag == value]
-        score, floor = _mean(_record_giou(row) for row in rows), _mean(row["empty"] for row in rows)
-        bars.append(Bar(value, score / 100, floor))
-    return Bars(f"{evaluation.split}: gIoU by template", bars, "answering nothing, always")
+        rows = [evaluation.rows[record] for record, own in template.items() if own == value]
+        bars.append(Bar(value, _mean(map(score, rows)), _mean(row.empty for row in rows)))
+    return Bars(f"{evaluation.split}: mean score by template", bars, "always none")
 
 
-def _record_giou(row: Row) -> float:
-    """What the record adds to gIoU, in percent."""
-    if row["empty"]:
-        return 100 * row["says_none"]
-    return 100 * row["iou"] * (1 - row["says_none"])
+def _pixels(config: Config, about: Description) -> int:
+    """Size of the picture that the rows were measured in."""
+    if config.eval.resolution == "network":
+        return config.model.image_height * config.model.image_width
+    return about.height * about.width
+
+
+def _size(row: Row, pixels: int) -> str:
+    target = (row.union + row.intersection - row.predicted_area) / pixels
+    if row.empty or np.isnan(target):
+        return "no target"
+    low, high = (0.0, *SIZES)[bisect_right(SIZES, target)], (*SIZES, 1.0)[bisect_right(SIZES, target)]
+    return f"{100 * low:.0f} to {100 * high:.0f} % of the picture"
+
+
+def _length(expression: str) -> str:
+    words, bounds = len(expression.split()), (1, *LENGTHS)
+    place = bisect_right(LENGTHS, words)
+    return (
+        f"{bounds[place]} words or more"
+        if place == len(LENGTHS)
+        else f"{bounds[place]} to {bounds[place + 1] - 1} words"
+    )
+
+
+def _in_order(name: str) -> tuple[list[int], str]:
+    """Sorts by the numbers in a name, and names without any last."""
+    return [int(number) for number in re.findall(r"\d+", name)] or [sys.maxsize], name
+
+
+def _percent(value: float | None) -> str | None:
+    return None if value is None or np.isnan(value) else f"{value:.1f}"
 
 
 def _mean(values: Iterable[float]) -> float:
@@ -156,64 +241,55 @@ def _mean(values: Iterable[float]) -> float:
     return float(np.mean(values)) if values else float("nan")
 
 
-def _galleries(evaluation: Evaluation, source: splits.Split, predictor: Predictor) -> list[Gallery]:
-    """The best and the worst answers, spread over the sentences: never the same one twice."""
-    ranked = sorted(evaluation.rows, key=lambda record: (_record_giou(evaluation.rows[record]), record))
-    meant = [record for record in ranked if not evaluation.rows[record]["empty"]]
-    none = [record for record in ranked if evaluation.rows[record]["empty"]]
-    half = PICTURES // 4
-    good = _distinct(reversed(meant), source, PICTURES - half) + _distinct(reversed(none), source, half)
-    bad = _distinct(meant, source, PICTURES - half) + _distinct(none, source, half)
-    good = [record for record in good if _record_giou(evaluation.rows[record]) >= 50]
-    bad = [record for record in bad if _record_giou(evaluation.rows[record]) < 50]
-    return [
-        Gallery(f"{evaluation.split}: successes", _pictures(good, evaluation, source, predictor)),
-        Gallery(f"{evaluation.split}: failures", _pictures(bad, evaluation, source, predictor)),
-    ]
+def _galleries(
+    evaluation: Evaluation,
+    source: Split,
+    config: Config,
+    answer: Callable[[Sequence[tuple[np.ndarray, str]]], list[Grounding]],
+) -> list[Section]:
+    """The best and the worst answers and false targets, with a different sentence in each picture of a gallery."""
+    score = TASKS[config.eval.task].score
+    scores = {record: score(row) for record, row in evaluation.rows.items()}
+    ranked = sorted((record for record in scores if not np.isnan(scores[record])), key=lambda r: (scores[r], r))
+    targeted = [record for record in ranked if not evaluation.rows[record].empty]
+    empty = [record for record in ranked if evaluation.rows[record].empty]
+    false = sorted((r for r in empty if scores[r] < FAILED), key=lambda r: -evaluation.rows[r].num_predictions)
+    quarter = PICTURES // 4
+    right = [record for record in reversed(empty) if scores[record] >= FAILED]
+    best = [record for record in reversed(targeted) if scores[record] >= FAILED]
+    worst = [record for record in targeted if scores[record] < FAILED]
+    chosen = {
+        "best answers": _distinct(best, source, PICTURES - quarter) + _distinct(right, source, quarter),
+        "worst answers": _distinct(worst, source, PICTURES),
+        "false targets": _distinct(false, source, PICTURES),
+    }
+    galleries = []
+    for name, records in chosen.items():
+        shown = [source.show(record) for record in records]
+        groundings = answer([(s.picture, s.expression) for s in shown])
+        pictures = [
+            Picture(
+                draw_grounding(s.picture, grounding, s.expression, Shown(s.boxes_xyxy, s.masks)),
+                f"{s.expression} (record {record}, {_caption(evaluation.rows[record])})",
+            )
+            for record, s, grounding in zip(records, shown, groundings, strict=True)
+        ]
+        galleries.append(Gallery(f"{evaluation.split}: {name}", pictures))
+    return galleries
 
 
-def _distinct(records: Iterable[int], source: splits.Split, count: int) -> list[int]:
+def _caption(row: Row) -> str:
+    if row.empty:
+        return "no target, answered with nothing" if row.says_none else "no target, answered with a target"
+    box = f", IoU of the best box {row.best_box_iou:.2f}" if row.num_targets == 1 else ""
+    missed = ", answered with nothing" if row.says_none else ""
+    return f"mask IoU {row.iou:.2f}{box}{missed}"
+
+
+def _distinct(records: Iterable[int], source: Split, count: int) -> list[int]:
     seen: dict[str, int] = {}
     for record in records:
         seen.setdefault(source.describe(record).expression, record)
         if len(seen) == count:
             break
     return list(seen.values())
-
-
-def _pictures(
-    records: Sequence[int], evaluation: Evaluation, source: splits.Split, predictor: Predictor
-) -> list[Picture]:
-    shown = [source.show(record) for record in records]
-    groundings = predictor.predict_batch([s.picture for s in shown], [s.expression for s in shown])
-    return [
-        Picture(
-            draw_grounding(s.picture, grounding, s.expression, Shown(s.boxes_xyxy, s.masks)),
-            f"record {record}, {_record_giou(evaluation.rows[record]):.0f} % of its gIoU",
-        )
-        for record, s, grounding in zip(records, shown, groundings, strict=True)
-    ]
-
-
-def _baselines(config: Config, split: str, count: int) -> dict[str, dict[str, float]]:
-    """Scores, by the same metrics, of answers that need no model; only the embedded data set has them."""
-    if config.data.name != "shapes":
-        return {}
-    size = (config.model.image_height, config.model.image_width)
-    train = ShapesDataset(config.data.train_split, config.data.shapes_level, size)
-    answers: dict[str, Callable[[Example], baselines.Answer]] = {
-        "always none": baselines.always_none,
-        "language only": baselines.LanguageOnly(train.load(0, LANGUAGE_EXAMPLES)),
-        "colour words only": baselines.colour_only,
-    }
-    metrics = {name: Metrics(config.eval.task, config.eval.score_threshold, config.eval.protocol) for name in answers}
-    chance = []
-    for record, example in enumerate(ShapesDataset(split, config.data.shapes_level, size).load(0, count)):
-        truth = Truth(example.boxes_xyxy[list(example.referents)], example.mask, not example.referents)
-        for name, answer in answers.items():
-            said = answer(example)
-            scores = np.ones(len(said.boxes_xyxy), np.float32)
-            metrics[name].update(Answer(said.boxes_xyxy, scores, said.mask, np.zeros((0, 2))), truth, record)
-        if example.kind == "single":
-            chance.append(100 * baselines.chance_rec(example))
-    return {name: m.result() for name, m in metrics.items()} | {"a random object": {"REC": _mean(chance)}}

@@ -1,8 +1,8 @@
 """F1, N_acc, T_acc and gIoU over score thresholds, from one pass over the data.
 
-Which queries count, and with them the merged mask, depends on the threshold. `postprocess.thresholds_passed` gives the masks of
-all thresholds as one array of small numbers, and a histogram of it their pixel counts. The numbers are exactly those of an
-evaluation at each threshold.
+Which queries count, and with them the merged mask, depends on the threshold. `postprocess.thresholds_passed` encodes the masks of
+all thresholds in one array of small integers, and a histogram of it gives their pixel counts. The numbers equal those of a
+separate evaluation at each threshold.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float64, Int, UInt8
 
-from instancevg_jax.answers.postprocess import resize_levels
 from instancevg_jax.evaluation.metrics import COLUMNS, Answer, Metrics, Truth, measure_at
 
 SWEPT = ("F1", "N_acc", "T_acc", "gIoU")
@@ -29,16 +28,14 @@ class Sweep:
         self.rows: dict[int, np.ndarray] = {}  # record -> [S, columns] float64
 
     def update(self, answer: Answer, passed: UInt8[np.ndarray, "h w"], truth: Truth, record: int) -> None:
-        """Measure a record. `passed` is its row of `thresholds_passed`; it is resized to the size of the truth's mask."""
-        passed = resize_levels(passed, *truth.mask.shape)
+        """Measure a record. `passed` is its `thresholds_passed`, in the pixels of the truth's mask."""
         wanted = np.full(len(self.thresholds), truth.mask.sum())
         pixels = np.stack([self._pixels(passed[truth.mask]), wanted, self._pixels(passed.ravel())], axis=1)
-        names = {"record": float(record), "group": -1.0}
         rows = measure_at(self.thresholds, pixels, answer, truth, self.protocol)
-        self.rows[record] = np.array([[(names | row)[column] for column in COLUMNS] for row in rows])
+        self.rows[record] = np.array([row._replace(record=record) for row in rows])
 
     def _pixels(self, passed: UInt8[np.ndarray, " n"]) -> Int[np.ndarray, " S"]:
-        """How many pixels each threshold's mask has."""
+        """Number of pixels of each threshold's mask."""
         counts = np.bincount(passed, minlength=len(self.thresholds) + 1)
         return counts[:0:-1].cumsum()[::-1]
 
@@ -57,17 +54,17 @@ class Sweep:
         return sweep
 
     def result(self) -> dict[float, dict[str, float]]:
-        """The SWEPT metrics, in percent, of every threshold; NaN where there is nothing to measure."""
+        """The SWEPT metrics, in percent, of every threshold; NaN where there is nothing to measure, under both protocols."""
         rows = self.to_array()
         results = {
-            threshold: Metrics.from_array(rows[:, i], "gres", threshold, self.protocol).result()
+            threshold: Metrics.from_array(rows[:, i], "gres", threshold, self.protocol).shown()
             for i, threshold in enumerate(self.thresholds)
         }
         return {threshold: {name: result[name] for name in SWEPT} for threshold, result in results.items()}
 
 
 def best_thresholds(results: dict[float, dict[str, float]]) -> dict[str, float]:
-    """The threshold at which each metric is best, the lowest of equal ones; metrics that are NaN throughout are left out."""
+    """The threshold at which each metric is best (the lowest in case of a tie), without metrics that are NaN everywhere."""
     best = {}
     for name in SWEPT:
         values = {threshold: result[name] for threshold, result in results.items() if not np.isnan(result[name])}

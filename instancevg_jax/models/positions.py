@@ -1,14 +1,47 @@
-"""The backbone's position table and patch embedding, brought to another picture or patch size.
+"""Brings a backbone's position table and patch embedding to another picture or patch size.
 
 Source: the original's models/vis_encs/beit/beit3.py, `load_model_and_may_interpolate`; torch's bicubic interpolation
-(align_corners=False, no antialiasing; Keys' cubic convolution with A = -0.75, edges repeated).
+(align_corners=False, no antialiasing), which OpenCV computes alike.
 """
 
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import cv2
 import numpy as np
 from jaxtyping import Float32
 
-CUBIC = -0.75
+from instancevg_jax.config import ModelConfig
+
 FIRST_ROWS = 3  # of the position table: two unused ones, then the class token's
+POSITIONS, PATCHES = "backbone.vision_positions", "backbone.patch_embed.kernel"
+
+
+class Grid(NamedTuple):
+    """The patches of a picture: how many, and the side of one in pixels."""
+
+    height: int
+    width: int
+    patch: int
+
+    @classmethod
+    def of(cls, model: ModelConfig) -> "Grid":
+        return cls(model.image_height // model.patch_size, model.image_width // model.patch_size, model.patch_size)
+
+
+def fit_backbone(params: Mapping[str, np.ndarray], old: Grid, new: Grid) -> dict[str, np.ndarray]:
+    """Position table and patch embedding by name, of the parameters of a model with `old` patches, for one with `new`.
+
+    Only what has to be resized is returned, as float32.
+    """
+    fitted = {}
+    if old[:2] != new[:2]:
+        fitted[POSITIONS] = resize_positions(params[POSITIONS].astype(np.float32), old[:2], new[:2])
+    if old.patch != new.patch:  # [patch * patch * 3, D], rows in the order y, x, channel
+        squares = params[PATCHES].astype(np.float32).reshape(old.patch, old.patch, -1).transpose(2, 0, 1)
+        resized = resize_bicubic(squares, (new.patch, new.patch)).transpose(1, 2, 0)
+        fitted[PATCHES] = resized.reshape(new.patch * new.patch * 3, -1)
+    return fitted
 
 
 def resize_positions(
@@ -22,23 +55,6 @@ def resize_positions(
 
 def resize_bicubic(x: Float32[np.ndarray, "... h w"], size: tuple[int, int]) -> Float32[np.ndarray, "... H W"]:
     """torch.nn.functional.interpolate(mode="bicubic", align_corners=False) over the last two axes."""
-    rows, columns = (_bicubic_matrix(n, m) for n, m in zip(x.shape[-2:], size, strict=True))
-    return (rows @ x.astype(np.float64) @ columns.T).astype(np.float32)
-
-
-def _bicubic_matrix(old: int, new: int) -> np.ndarray:
-    """[new, old]: what each new sample takes of the old ones."""
-    centres = (np.arange(new) + 0.5) * (old / new) - 0.5
-    first = np.floor(centres).astype(int)
-    matrix = np.zeros((new, old))
-    for tap in range(-1, 3):
-        weights = _cubic(np.abs(centres - first - tap))
-        np.add.at(matrix, (np.arange(new), np.clip(first + tap, 0, old - 1)), weights)
-    return matrix
-
-
-def _cubic(x: np.ndarray) -> np.ndarray:
-    """Keys' kernel at distances 0 <= x <= 2."""
-    near = ((CUBIC + 2) * x - (CUBIC + 3)) * x * x + 1
-    far = ((x - 5) * x + 8) * x * CUBIC - 4 * CUBIC
-    return np.where(x <= 1, near, far)
+    planes = np.ascontiguousarray(x).reshape(-1, *x.shape[-2:])
+    resized = [cv2.resize(plane, size[::-1], interpolation=cv2.INTER_CUBIC) for plane in planes]
+    return np.stack(resized).reshape(*x.shape[:-2], *size)

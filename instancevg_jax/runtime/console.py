@@ -1,16 +1,16 @@
-"""What a command prints while it works."""
+"""Console output of commands."""
 
 from instancevg_jax.runtime.sharding import is_first_process
 
 
 def say(text: str) -> None:
-    """Print a line at once, on the first process only."""
+    """Print a line without buffering, on the first process only."""
     if is_first_process():
         print(text, flush=True)
 
 
 def duration(seconds: float) -> str:
-    """For people: "42s", "3m20s", "2h05m"."""
+    """Seconds as "42s", "3m20s" or "2h05m"."""
     seconds = round(seconds)
     if seconds < 60:
         return f"{seconds}s"
@@ -20,5 +20,5 @@ def duration(seconds: float) -> str:
 
 
 def two_digits(rate: float) -> str:
-    """For people, two digits at least: "131", "0.24"."""
+    """A rate with two significant digits or as an integer: "131", "0.24"."""
     return f"{rate:.0f}" if rate >= 10 else f"{rate:.2g}"

@@ -1,7 +1,7 @@
-"""Where arrays live: `jax.jit` over one mesh with the axes `data` and `fsdp`, for one device and for many hosts alike.
+"""Sharding: `jax.jit` over one mesh with the axes `data` and `fsdp`, from a single device to many hosts.
 
-Batches are split over both axes. Parameters, optimizer state and averages are copied along `data` and split along `fsdp`, so a mesh
-of n x 1 is data parallel, 1 x n fully sharded ("FSDP"), and one in between does both.
+Batches are split over both axes. Parameters, optimizer state and averages are replicated along `data` and split along `fsdp`: a
+mesh of n x 1 is data parallel, 1 x n is fully sharded ("FSDP"), and others combine both.
 """
 
 import math
@@ -17,22 +17,20 @@ from orbax.checkpoint import multihost
 from instancevg_jax.errors import InputError
 
 DATA, FSDP = "data", "fsdp"
-SMALLEST_SPLIT = 4096  # elements; below, a copy on every device costs less than gathering the parts
-
+SMALLEST_SPLIT = 4096  # elements; replicating smaller arrays costs less than gathering their shards
 
 DISTRIBUTED_OPTION = (
     None,
-    "be one of several processes: auto, or HOST:PORT,NUMBER,COUNT (the first's address, which, of how many)",
+    "Run as one of several processes: 'auto' (TPU pods, Slurm, Open MPI, Kubernetes), or "
+    "COORDINATOR_HOST:PORT,PROCESS_ID,NUM_PROCESSES.",
 )
 
 
 def join_processes(where: str) -> None:
-    """Make this process one of several; "": it is alone. Call it before anything asks JAX for a device.
+    """Make this process one of several. Call it before anything asks JAX for a device.
 
-    `where`: "HOST:PORT,NUMBER,COUNT", the address of process 0, which process this is (from 0), of how many; or "auto", where the
-    cluster tells (TPU pods, Slurm, Open MPI, Kubernetes).
-
-    Raises InputError where neither is understood.
+    `where`: "COORDINATOR_HOST:PORT,PROCESS_ID,NUM_PROCESSES", where the coordinator is process 0; "auto" on a cluster that JAX
+    recognizes (TPU pods, Slurm, Open MPI, Kubernetes); or "" for a single process. Raises InputError for anything else.
     """
     if not where:
         return
@@ -41,47 +39,47 @@ def join_processes(where: str) -> None:
             jax.distributed.initialize()
         except ValueError as error:
             raise InputError(
-                f"--distributed=auto: no cluster was recognized ({error}); give HOST:PORT,NUMBER,COUNT"
+                f"--distributed=auto: no cluster was recognized ({error}); expected HOST:PORT,PROCESS_ID,NUM_PROCESSES"
             ) from error
         return
     address, *numbers = where.split(",")
     if len(numbers) != 2 or not all(number.isdecimal() for number in numbers) or not _is_address(address):
         raise InputError(
-            f"--distributed is {where!r}; expected auto or HOST:PORT,NUMBER,COUNT such as 10.0.0.1:1234,0,2"
+            f"--distributed is {where!r}; expected auto or HOST:PORT,PROCESS_ID,NUM_PROCESSES such as 10.0.0.1:1234,0,2"
         )
-    number, count = map(int, numbers)
-    if number >= count:
-        raise InputError(f"--distributed is {where!r}; expected a NUMBER of 0 to {count - 1}, below COUNT")
-    jax.distributed.initialize(address, num_processes=count, process_id=number)
+    process, count = map(int, numbers)
+    if process >= count:
+        raise InputError(f"--distributed is {where!r}; expected a PROCESS_ID below NUM_PROCESSES, which is {count}")
+    jax.distributed.initialize(address, num_processes=count, process_id=process)
 
 
 def make_mesh(data: int = 0, fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh of data x fsdp over `devices`, which defaults to all of all processes. `data` 0: as many as `fsdp` leaves.
+    """A mesh of data x fsdp over `devices`, by default all devices of all processes. `data` 0: all devices not used by `fsdp`.
 
-    Raises InputError where the product is not the number of devices.
+    Raises InputError if the product is not the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    if fsdp < 1 or data < 0 or (data or len(devices) // fsdp) * fsdp != len(devices):
-        told = f"train.mesh_data is {data}, train.mesh_fsdp {fsdp}"
+    if (data or len(devices) // fsdp) * fsdp != len(devices):
         raise InputError(
-            f"{told}; expected a product of {len(devices)}, the number of devices (mesh_data 0: what is left)"
+            f"train.mesh_data is {data}, train.mesh_fsdp is {fsdp}; expected a product of {len(devices)}, the number of "
+            "devices (mesh_data 0: all that mesh_fsdp leaves)"
         )
     shape = (data or len(devices) // fsdp, fsdp)
     return jax.make_mesh(shape, (DATA, FSDP), axis_types=(AxisType.Auto, AxisType.Auto), devices=devices)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """For leaves whose first axis is the batch."""
+    """The sharding of arrays whose first axis is the batch."""
     return NamedSharding(mesh, PartitionSpec((DATA, FSDP)))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """For what every device has whole."""
+    """The sharding of arrays that every device has a full copy of."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def place(tree, mesh: Mesh):
-    """A tree that every process has whole (numpy or local arrays) as global arrays, split as `split_sharding` says."""
+    """A tree of which every process has a full copy (numpy or local arrays) as global arrays, sharded by `split_sharding`."""
 
     def put(leaf, sharding: NamedSharding) -> jax.Array:
         array = np.asarray(leaf)
@@ -91,31 +89,32 @@ def place(tree, mesh: Mesh):
 
 
 def split_sharding(tree, mesh: Mesh):
-    """The sharding of each leaf of parameters or of a training state, by its shape alone.
+    """The sharding of each leaf of parameters or of a training state. It depends on the leaf's shape alone.
 
-    A leaf is split along the longest of its axes that `fsdp` divides; leaves below `SMALLEST_SPLIT` elements, and those without
-    such an axis, are whole on every device.
+    A leaf is split along its longest axis that `fsdp` divides. Leaves without such an axis, and those of less than
+    `SMALLEST_SPLIT` elements, are replicated.
     """
     return jax.tree.map(lambda leaf: NamedSharding(mesh, _split(leaf.shape, mesh.shape[FSDP])), tree)
 
 
 def check_batch_size(batch_size: int, mesh: Mesh, name: str, parts: int = 1) -> None:
-    """Raise InputError unless the global batch divides evenly over the devices, `parts` times. `name`: the config field."""
-    if parts < 1:
-        raise InputError(f"train.accumulate_steps is {parts}; expected at least 1")
-    if batch_size < 1 or batch_size % (mesh.size * parts):
-        each = f", {parts} times (train.accumulate_steps)" if parts > 1 else ""
-        raise InputError(f"{name} is {batch_size}; expected a multiple of the {mesh.size} devices{each}")
+    """Raise InputError unless each of the `parts` of a global batch divides evenly over the devices.
+
+    `name`: the config field that states `batch_size`.
+    """
+    if batch_size % (mesh.size * parts):
+        each = f" times {parts} (train.accumulate_steps)" if parts > 1 else ""
+        raise InputError(f"{name} is {batch_size}; expected a multiple of the number of devices, {mesh.size}{each}")
 
 
 def shard_batch(batch, mesh: Mesh):
-    """A batch of this process's records (numpy leaves) as global arrays."""
+    """This process's share of a batch (numpy leaves) as global arrays."""
     sharding = batch_sharding(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
 
 
 def split_batch(batch, parts: int, mesh: Mesh):
-    """Inside jit: every leaf [B, ...] as [parts, B / parts, ...], without moving an example to another device.
+    """Inside jit, reshape every leaf [B, ...] to [parts, B / parts, ...] without moving examples between devices.
 
     Part p holds rows p, p + parts, ... of the batch.
     """
@@ -129,7 +128,7 @@ def split_batch(batch, parts: int, mesh: Mesh):
 
 
 def gather(tree, mesh: Mesh):
-    """The tree whole on every device, whatever part of it each one has now. All processes must call it."""
+    """The tree, replicated on every device. All processes must call it."""
     return jax.jit(lambda leaves: leaves, out_shardings=replicated(mesh))(tree)
 
 
@@ -144,26 +143,26 @@ def describe(mesh: Mesh) -> str:
 
 
 def is_first_process() -> bool:
-    """Whether this process writes the files and talks to the user."""
+    """Whether this is the process that writes files and prints."""
     return jax.process_index() == 0
 
 
-def on_all_processes(true: bool) -> bool:
-    """Whether it is true on every one of the processes, all of which must ask."""
-    return true if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(true)).all())
+def on_all_processes(value: bool) -> bool:
+    """Whether `value` is true on every process. All processes must call it."""
+    return value if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(value)).all())
 
 
 def sum_over_processes(number: int) -> int:
-    """The sum of all processes' numbers, modulo 2**32; all of them must ask."""
+    """The sum of all processes' numbers, modulo 2**32. All processes must call it."""
     mine = np.array(number % 2**32, np.uint32)
     every = mine if jax.process_count() == 1 else multihost_utils.process_allgather(mine)
     return sum(map(int, np.ravel(every))) % 2**32
 
 
 def wait_for_all(name: str) -> None:
-    """Return when every process has come here, for the same `name`, however long the slowest takes.
+    """Return when every process has called this with the same `name`, after up to a day.
 
-    By the coordination service, not by a collective: those give up when a process, compiling perhaps, is half a minute late.
+    It uses the coordination service, since a collective gives up if one process, perhaps compiling, is half a minute late.
     """
     if jax.process_count() > 1:
         wait = multihost.get_barrier_sync_fn()

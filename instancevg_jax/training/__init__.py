@@ -1,3 +1,3 @@
-"""The parts of a training run: step, optimizer, saved states and log.
+"""The parts of a training run: plan, loop, step, optimizer, saved states, log, and the models it publishes.
 
 May import `data_pipelines` and every room but the commands."""

@@ -13,8 +13,8 @@ from instancevg_jax.config import OptimConfig
 from instancevg_jax.errors import InputError
 from instancevg_jax.types import Array
 
-BACKBONE = "backbone"  # the parameters that learn at `backbone_scale` times the rate
-FINAL_NORMS = ("vision_norm.", "text_norm.")  # the backbone's, after its last block
+BACKBONE = "backbone"  # its parameters learn at `backbone_scale` times the learning rate
+FINAL_NORMS = ("vision_norm.", "text_norm.")  # the backbone's norms after its last block
 
 
 class AmsgradState(NamedTuple):
@@ -50,18 +50,18 @@ def scale_by_torch_amsgrad(b1: float, b2: float, eps: float) -> optax.GradientTr
 def scale_by_muon(config: OptimConfig) -> optax.GradientTransformation:
     """Muon for the matrices of linear layers, Adam (with Nesterov's look-ahead) for every other parameter.
 
-    Updates of both are of one size (RMS 0.2). Source: Jordan 2024, github.com/KellerJordan/Muon; scaled as in Liu et al. 2025,
+    Updates of both have the same size (RMS 0.2). Source: Jordan 2024, github.com/KellerJordan/Muon; scaled as in Liu et al. 2025,
     arXiv:2502.16982. Raises InputError for AMSGrad.
     """
     if config.amsgrad:
-        raise InputError("optim.amsgrad is on, which 'muon' does not have; set optim.amsgrad=False")
+        raise InputError("optim.amsgrad is True; 'muon' has no AMSGrad, so set optim.amsgrad=False")
 
     def matrices(params):
         matrix = optax.contrib.MuonDimensionNumbers()
         return _with_names(lambda name, p: matrix if name.endswith("kernel") and p.ndim == 2 else None, params)
 
     return optax.contrib.muon(
-        learning_rate=-1.0,  # the direction itself: rate, scales and decay come after it, as for Adam
+        learning_rate=-1.0,  # gives the direction; rate, scales and decay are applied later, as for Adam
         eps=config.eps,
         adam_b1=config.b1,
         adam_b2=config.b2,
@@ -106,11 +106,14 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Clipping, the direction (Adam's or Muon's), and the schedule; every update is scaled by `learning_rate_scales`.
 
-    `params` is the tree to be trained. Weight decay (AdamW, Muon) leaves vectors alone: norms, biases. Frozen parameters have no
-    moments, get no update and no decay, and the norm that is clipped is that of the others' gradients.
+    `params` is the tree to train. Weight decay (AdamW, Muon) does not apply to vectors, i.e. norms and biases. Frozen parameters
+    have no moments, no updates and no decay, and their gradients do not count for clipping. Raises InputError for options
+    that the optimizer does not have, and for prefixes in `optim.frozen` that freeze nothing or everything.
     """
     if config.name == "adam" and config.weight_decay:
-        raise InputError("optim.weight_decay needs optim.name='adamw' or 'muon'; 'adam' has none, as the original's")
+        raise InputError(
+            f"optim.weight_decay is {config.weight_decay}; 'adam' has no weight decay, so use optim.name='adamw' or 'muon'"
+        )
     if config.name == "muon":
         direction = scale_by_muon(config)
     elif config.amsgrad:
@@ -133,13 +136,11 @@ def make_optimizer(
 
 
 def learning_rate_scales(config: OptimConfig, params) -> dict[str, float]:
-    """What each parameter's rate is multiplied by, by dotted name: 1 in the head, `backbone_scale` and `layer_decay` below.
+    """Dotted name -> factor of the parameter's learning rate: 1 in the head, `backbone_scale` and `layer_decay` in the backbone.
 
-    With `layer_decay` d, the last of n blocks learns at d, the first at d^n, and the embeddings at d^(n + 1) of the backbone's
-    rate; the norms after the last block at all of it. Source: Bao et al. 2022, arXiv:2106.08254 (BEiT), run_class_finetuning.py.
+    With `layer_decay` d, the last of n blocks learns at d times the backbone's rate, the first at d^n, the embeddings at
+    d^(n + 1), and the norms after the last block at 1. Source: Bao et al. 2022, arXiv:2106.08254 (BEiT), run_class_finetuning.py.
     """
-    if not 0 < config.layer_decay <= 1:
-        raise InputError(f"optim.layer_decay is {config.layer_decay}; expected more than 0 and at most 1")
     depth = len(params.get(BACKBONE, {}).get("blocks", ()))
 
     def scale(name: str) -> float:
@@ -156,7 +157,7 @@ def learning_rate_scales(config: OptimConfig, params) -> dict[str, float]:
 
 
 def stop_frozen(params, prefixes: Sequence[str]):
-    """The parameters, with no gradient for frozen ones: it is 0, and is not computed."""
+    """The parameters, with gradients of frozen ones stopped: they are 0 and not computed."""
     return _with_names(lambda name, p: jax.lax.stop_gradient(p) if is_frozen(name, prefixes) else p, params)
 
 
@@ -166,7 +167,7 @@ def is_frozen(name: str, prefixes: Sequence[str]) -> bool:
 
 
 def check_frozen(prefixes: Sequence[str], params) -> None:
-    """Raise InputError for a prefix that freezes nothing, naming the most similar ones, and if nothing is left to train."""
+    """Raise InputError for a prefix that freezes nothing, naming the most similar names, and if nothing is left to train."""
     names = _names(params)
     for prefix in prefixes:
         if not any(is_frozen(name, [prefix]) for name in names):
@@ -187,4 +188,4 @@ def _with_names(function: Callable[[str, Any], Any], params):
 
 
 def _name(path: Sequence[Any]) -> str:
-    return ".".join(str(entry.key) for entry in path)
+    return jax.tree_util.keystr(tuple(path), simple=True, separator=".")

@@ -1,37 +1,67 @@
-"""What a run needs to go on, saved in the background while it goes, and checked when it is read back.
+"""Saved states of a run: written in the background, verified when they are read.
 
-WORKDIR/state/STEP    parameters, statistics, optimizer, averages, step (Orbax), where the data is, and a fingerprint of it all
-WORKDIR/damaged/STEP  states that could not be read, set aside
-WORKDIR/lock          held by the one trainer that writes here
+WORKDIR/state/STEP    parameters, statistics, optimizer, averages and step (Orbax), position in the data, fingerprint of the state
+WORKDIR/damaged/STEP  states that could not be read, moved here
+WORKDIR/lock          held by the one trainer that writes in WORKDIR
 """
 
-import fcntl
 import json
 import os
+import platform
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows
+    fcntl = None
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import Array, UInt32
 
+from instancevg_jax import config as configs
+from instancevg_jax.config import Config
 from instancevg_jax.errors import InputError, first_line
 from instancevg_jax.runtime import sharding
+from instancevg_jax.runtime.console import say
 from instancevg_jax.training.train_state import TrainState
+
+# settings, besides the network's, that a resumed run must not change: its state or its position in the data would not fit
+FIXED = (
+    *("data.name", "data.train_split", "data.shapes_level", "data.shapes_curriculum", "data.shapes_turns"),
+    *("train.batch_size", "train.seed", "train.ema_decay"),
+    *("optim.name", "optim.amsgrad", "optim.frozen"),
+)
+
+
+def check_workdir(workdir: Path, config: Config) -> None:
+    """Print the settings that have changed since the last start. Raise InputError if `config` cannot resume the run."""
+    if not (workdir / "state").is_dir() or not (workdir / "config.json").is_file():
+        return
+    before = configs.fields(configs.load(workdir / "config.json"))
+    for name, (_, value) in configs.fields(config).items():
+        old = before[name][1]
+        if value == old:
+            continue
+        if name.startswith("model.") or name in FIXED:
+            raise InputError(
+                f"{workdir} holds another run: its {name} is {old!r}, not {value!r}; choose another --workdir"
+            )
+        say(f"changed since the last start: {name} is {value!r}, was {old!r}")
 
 
 class RunStates:
-    """The saved states of one run, as a context: the lock is held and background writes are awaited until it ends.
+    """The saved states of one run. As a context, it holds the lock, and waits for background writes when it ends.
 
-    A state appears under its step's name when it is whole, so a process may be killed at any moment.
+    A state appears under its step's name only when it is complete, so the process may be killed at any moment.
     """
 
     def __init__(self, workdir: Path, keep: int) -> None:
-        """`keep`: how many states stay, the latest. Raises InputError where another trainer is at work in `workdir`."""
+        """`keep`: number of latest states to keep. Raises InputError if another trainer is running in `workdir`."""
         self._folder, self._aside = (workdir / "state").absolute(), (workdir / "damaged").absolute()
         self._lock = _lock_for_all(workdir / "lock")
         options = ocp.CheckpointManagerOptions(
@@ -47,7 +77,7 @@ class RunStates:
         try:
             self._manager.wait_until_finished()
             self._manager.close()
-        except Exception as error:  # of the background write; an error that is on its way already says more
+        except Exception as error:  # of the background write; an exception that is already propagating says more
             if value is None:
                 raise self._not_saved(self._manager.latest_step(), error) from error
         finally:
@@ -55,26 +85,29 @@ class RunStates:
                 os.close(self._lock)
 
     def save(self, step: int, state: TrainState, data: Mapping[str, Any]) -> None:
-        """Start writing; `data` is JSON. The state may be donated once this returns. Raises InputError on a full disk."""
+        """Start writing. The state may be donated once this returns. Raises InputError if the disk is full.
+
+        `data`: the position in the data, as JSON values.
+        """
         about = {"data": data, "fingerprint": fingerprint(state)}
         arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about))
         try:
             self._manager.save(step, args=arguments)
-        except Exception as error:  # Orbax and tensorstore raise many types, here also those of the write before
+        except Exception as error:  # Orbax and tensorstore raise many types, also for the previous background write
             raise self._not_saved(step, error) from error
 
     def wait(self) -> None:
-        """Until what was saved is on the disk. Raises InputError as `save` does."""
+        """Wait until everything saved is on disk. Raises InputError as `save` does."""
         try:
             self._manager.wait_until_finished()
         except Exception as error:  # as above
             raise self._not_saved(self._manager.latest_step(), error) from error
 
     def restore(self, state: TrainState) -> tuple[TrainState, Any, int] | None:
-        """The latest whole state (laid out over devices as `state` is), its `data` and its step; None where none was saved.
+        """The latest readable state (sharded as `state` is), its `data` and its step; None if none was saved.
 
-        What cannot be read is named, set aside, and the one before is taken. Raises InputError where states were saved and
-        none can be read, or where they are of another network or optimizer.
+        A state that cannot be read is reported and moved to WORKDIR/damaged, and the previous one is tried. Raises InputError if
+        states were saved and none can be read, or if they belong to another network or optimizer.
         """
         damaged: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
@@ -86,18 +119,18 @@ class RunStates:
             except Exception as error:  # Orbax and tensorstore raise many types for a damaged file
                 problem = first_line(error)
             if sharding.on_all_processes(found is not None) and found is not None:
-                self._set_aside(damaged)
+                self._move_damaged(damaged)
                 return found[0], found[1]["data"], step
             damaged[step] = problem
             print(f"warning: {self._folder / str(step)} is damaged ({problem})", flush=True)
         if damaged:
             raise InputError(
-                f"{self._folder}: none of its {len(damaged)} states can be read; move it away to start anew"
+                f"{self._folder}: none of its {len(damaged)} states can be read; move it away to start from scratch"
             )
         return None
 
     def reached_preemption(self, step: int) -> bool:
-        """Whether the cluster asks all processes to stop after this step (with several processes only)."""
+        """Whether the cluster has asked for all processes to stop after this step (with several processes only)."""
         return jax.process_count() > 1 and self._manager.reached_preemption(step)
 
     def _read(self, step: int, state: TrainState) -> tuple[TrainState, dict[str, Any]]:
@@ -106,33 +139,32 @@ class RunStates:
         arguments = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), about=ocp.args.JsonRestore())
         restored = self._manager.restore(step, args=arguments)
         if fingerprint(restored["state"]) != restored["about"]["fingerprint"]:
-            raise ValueError("its values are not those that were saved")
+            raise ValueError("its values differ from those that were saved")
         return restored["state"], restored["about"]
 
     def _check_fit(self, step: int, abstract: TrainState) -> None:
-        """Raise InputError for a state of another network or optimizer, which is not damaged."""
+        """Raise InputError for a state of another network or optimizer, which is intact."""
         metadata = self._manager.item_metadata(step)["state"]
-        stored = {_name(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(metadata)}
-        wanted = {_name(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(abstract)}
+        stored, wanted = _shapes(metadata), _shapes(abstract)
         if not stored:
             raise ValueError("its description is missing")
         differing = sorted(name for name in stored | wanted if stored.get(name) != wanted.get(name))
         if differing:
             name = differing[0]
             raise InputError(
-                f"{self._folder / str(step)} is of another run: {name} is {stored.get(name, 'missing')} there, "
-                f"{wanted.get(name, 'missing')} here; choose another --workdir"
+                f"{self._folder / str(step)} belongs to another run: its {name} is {stored.get(name, 'missing')}, "
+                f"not {wanted.get(name, 'missing')}; choose another --workdir"
             )
 
-    def _set_aside(self, damaged: Mapping[int, str]) -> None:
+    def _move_damaged(self, damaged: Mapping[int, str]) -> None:
         if not damaged:
             return
         for step in damaged if sharding.is_first_process() else ():
             self._aside.mkdir(exist_ok=True)
             target = next(p for n in range(1000) if not (p := self._aside / f"{step}.{n}").exists())
             (self._folder / str(step)).rename(target)
-            print(f"warning: set it aside as {target}", flush=True)
-        sharding.wait_for_all("damaged states are set aside")
+            print(f"warning: moved it to {target}", flush=True)
+        sharding.wait_for_all("damaged states are moved")
         self._manager.reload()
 
     def _not_saved(self, step: int | None, error: Exception) -> InputError:
@@ -140,10 +172,10 @@ class RunStates:
 
 
 def fingerprint(tree: Any) -> int:
-    """A number that changes with any single bit of any leaf, and not with how the leaves lie on devices.
+    """A number that changes with any single bit of any leaf, but not with how the leaves are sharded.
 
-    A sum modulo 2**32 of all words, each times an odd number made of its place. Every device sums what it has, without talking to
-    others: with hundreds of small collectives under way, two processes on CPUs stopped for good.
+    It is the sum modulo 2**32 of all words, each times an odd number that depends on its position. Every device sums its own
+    shards without communication: hundreds of small collectives once deadlocked two CPU processes.
     """
     mine = [
         (2 * number + 1, _sum(shard.data, np.array([part.start or 0 for part in shard.index], np.uint32)))
@@ -154,9 +186,9 @@ def fingerprint(tree: Any) -> int:
     return sharding.sum_over_processes(sum(factor * int(part) for factor, part in jax.device_get(mine)))
 
 
-@jax.jit  # by itself: there are few shapes, but a program of thousands of leaves takes many minutes to compile
+@jax.jit  # per leaf, as there are few shapes; one program for thousands of leaves would take many minutes to compile
 def _sum(part: Array, start: UInt32[Array, " axes"]) -> UInt32[Array, ""]:
-    """Of a part that begins at `start` in the whole."""
+    """The fingerprint of a shard whose first element is at index `start` of its array."""
     words = _words(part)
     place = jnp.uint32(0)
     for axis in range(words.ndim):
@@ -166,14 +198,14 @@ def _sum(part: Array, start: UInt32[Array, " axes"]) -> UInt32[Array, ""]:
 
 
 def _words(leaf: Array) -> UInt32[Array, "..."]:
-    """The bits of an array, up to 32 a word."""
+    """The bits of an array as words, one per element (two per 64-bit element)."""
     leaf = leaf.astype(jnp.uint8) if leaf.dtype == jnp.bool_ else leaf
     unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(leaf.dtype.itemsize, jnp.uint32)
     return jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
 
 
 def _lock_for_all(path: Path) -> int | None:
-    """The lock, taken by the first of the processes; where it cannot be, all of them raise InputError."""
+    """The lock, taken by the first process. If it cannot take it, all processes raise InputError."""
     lock, refusal = None, None
     if sharding.is_first_process():
         try:
@@ -181,12 +213,14 @@ def _lock_for_all(path: Path) -> int | None:
         except InputError as error:
             refusal = error
     if not sharding.on_all_processes(refusal is None):
-        raise refusal or InputError(f"{path.parent}: another trainer is at work here")
+        raise refusal or InputError(f"{path.parent}: another trainer is running here")
     return lock
 
 
 def _lock(path: Path) -> int:
-    """An open file with an exclusive lock on it, which ends with the process however it ends."""
+    """An open file with an exclusive lock, which the operating system releases when the process ends, however it ends."""
+    if fcntl is None:
+        raise InputError("training needs file locks, which Windows lacks; use Linux, macOS, or WSL on Windows")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -197,16 +231,18 @@ def _lock(path: Path) -> int:
     except BlockingIOError as error:
         holder = os.read(handle, 100).decode(errors="replace").strip()
         os.close(handle)
-        raise InputError(f"{path.parent}: another trainer is at work here ({holder or 'unknown'})") from error
+        raise InputError(f"{path.parent}: another trainer is running here ({holder or 'unknown'})") from error
     except OSError as error:
         os.close(handle)
         raise InputError(
-            f"{path}: cannot be locked ({error.strerror}); choose a --workdir whose file system can"
+            f"{path}: cannot be locked ({error.strerror}); choose a --workdir on a file system with locks"
         ) from error
     os.ftruncate(handle, 0)
-    os.write(handle, json.dumps({"host": os.uname().nodename, "pid": os.getpid()}).encode())
+    os.write(handle, json.dumps({"host": platform.node(), "pid": os.getpid()}).encode())
     return handle
 
 
-def _name(path: tuple[Any, ...]) -> str:
-    return ".".join(str(getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", entry)))) for entry in path)
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Dotted name -> shape, of every leaf."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): tuple(leaf.shape) for path, leaf in leaves}

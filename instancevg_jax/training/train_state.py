@@ -1,4 +1,4 @@
-"""All that changes in training, as one pytree of plain dicts, and the jitted step that changes it."""
+"""The training state, one pytree of plain dicts, and the jitted step that updates it."""
 
 import dataclasses
 import functools
@@ -23,7 +23,7 @@ Step = Callable[["TrainState", Batch], tuple["TrainState", dict[str, Array]]]
 
 @struct.dataclass
 class TrainState:
-    """Random numbers are not in here: each step derives its own from the run's seed and `step`."""
+    """Everything that a step changes. It holds no random keys: each step derives its own from the run's seed and `step`."""
 
     step: Array  # [] int32, optimizer steps taken
     params: Any
@@ -33,7 +33,7 @@ class TrainState:
 
 
 def split_model(model: InstanceVG) -> tuple[Any, Any, Any]:
-    """The static graph, the parameters and the statistics (nested dicts) of a model."""
+    """The static graph, the parameters and the BatchNorm statistics (nested dicts) of a model."""
     graph, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
     return graph, nnx.to_pure_dict(params), nnx.to_pure_dict(stats)
 
@@ -53,7 +53,7 @@ def abstract(
 def create(
     params: Any, stats: Any, optimizer: optax.GradientTransformation, ema_decay: float, mesh: Mesh
 ) -> TrainState:
-    """The state before the first step, placed on the mesh. Moments and averages are never whole on a device that shares them."""
+    """The state before the first step, sharded over the mesh. Moments and averages are created as shards."""
     shardings = sharding.split_sharding(abstract(params, stats, optimizer, ema_decay, mesh), mesh)
     first = jax.jit(functools.partial(_first, optimizer, ema_decay), out_shardings=shardings)
     return first(sharding.place(params, mesh), sharding.place(stats, mesh))
@@ -67,18 +67,18 @@ def _first(optimizer: optax.GradientTransformation, ema_decay: float, params: An
 
 
 def weights(state: TrainState) -> tuple[Any, Any]:
-    """Parameters and statistics to evaluate with: the averaged ones where there are any."""
+    """Parameters and statistics to evaluate with: the averaged ones if train.ema_decay is set."""
     return (state.params, state.stats) if state.ema is None else (state.ema["params"], state.ema["stats"])
 
 
 def make_train_step(
     graph: Any, config: Config, optimizer: optax.GradientTransformation, mesh: Mesh, state: TrainState
 ) -> Step:
-    """The jitted update. The state it is given is donated: use the one that comes back.
+    """The jitted training step: (state, batch) -> (new state, metrics). It donates the state it is given.
 
-    `state` (arrays or shapes) tells the shardings. Metrics are float32 scalars: `loss`, every term of `total_loss`, `grad_norm`
-    before clipping, frozen parameters left out, and `bad`: 1 where loss or gradient is not finite or `train.loss_limit` is
-    passed. A bad step changes nothing but the number of steps.
+    `state` (arrays or shapes) determines the shardings. Metrics are float32 scalars: `loss`, every term of `total_loss`,
+    `grad_norm` (before clipping, without frozen parameters), and `bad`, which is 1 if the loss or the gradient is not finite or
+    the loss exceeds `train.loss_limit`. A bad step changes nothing but the number of steps.
     """
     parts, decay = config.train.accumulate_steps, config.train.ema_decay
     limit = config.train.loss_limit or float("inf")
@@ -116,7 +116,7 @@ def make_train_step(
 
 
 def make_loss_fn(graph: Any, config: Config) -> Callable[..., tuple[Array, tuple[Any, dict[str, Array]]]]:
-    """(params, stats, batch, key, counts) -> the loss; and new statistics, the loss with its terms."""
+    """The function (params, stats, batch, key, counts) -> (loss, (new statistics, the loss and its terms by name))."""
     random = config.model.drop_path > 0 or config.model.head_dropout > 0
 
     def loss_fn(params: Any, stats: Any, batch: Batch, key: Array, counts: Counts):
@@ -130,7 +130,7 @@ def make_loss_fn(graph: Any, config: Config) -> Callable[..., tuple[Array, tuple
 
 
 def _gradient_fn(graph: Any, config: Config) -> Callable[..., tuple[Any, Any, dict[str, Array]]]:
-    """(params, stats, batch, key, counts) -> gradients, new statistics, and the loss with its terms."""
+    """The function (params, stats, batch, key, counts) -> (gradients, new statistics, the loss and its terms by name)."""
     loss_fn = make_loss_fn(graph, config)
 
     def gradients(*arguments: Any):
@@ -148,10 +148,10 @@ def _accumulate(
     key: Array,
     counts: Counts,
 ) -> tuple[Any, Any, dict[str, Array]]:
-    """What `gradients` gives for the whole batch, from its pieces [parts, B / parts, ...] one after the other.
+    """The result of `gradients` for a batch, computed from its pieces [parts, B / parts, ...] one after the other.
 
-    Losses and gradients are sums over the pieces, `counts` being the whole batch's. BatchNorm normalizes by each piece's
-    statistics, and its running ones move once a piece, as in torch's way of accumulating.
+    Losses and gradients are summed over the pieces; `counts` are those of the batch. BatchNorm normalizes each piece by the
+    piece's own statistics, and its running statistics are updated once per piece, as when accumulating in torch.
     """
 
     def add(carry, piece):

@@ -9,9 +9,10 @@ from flax import nnx
 
 from benchmarks.convert import make_tokenizer
 from convert import __main__ as command
-from convert import beit3, export, rules
+from convert import beit3, official, recognize, rules
 from data_pipelines.shapes.dataset import TOKENIZER_PATH
 from instancevg_jax import config as configs
+from instancevg_jax import trees
 from instancevg_jax.checkpoint import load_model, load_pretrained
 from instancevg_jax.config import Config, base, large
 from instancevg_jax.inputs.tokenizer import Tokenizer
@@ -48,7 +49,7 @@ def test_converted_model_gives_the_originals_outputs(name, tmp_path, monkeypatch
     save_as_the_original(torch, name, tmp_path / "latest.pth")
     (tmp_path / "config.json").write_text(configs.to_json(Config(model=models.CONFIGS[name])))
     words = ["convert", "instancevg", tmp_path / "latest.pth", tmp_path / "dir", "--config", tmp_path / "config.json"]
-    make_tokenizer(tmp_path / "model.spm", command.TOKEN_IDS[models.CONFIGS[name].vocab_size])
+    make_tokenizer(tmp_path / "model.spm", models.CONFIGS[name].vocab_size)
     words += ["--tokenizer", tmp_path / "model.spm"]
     monkeypatch.setattr(sys, "argv", [str(word) for word in words])
     command.main()
@@ -74,15 +75,15 @@ def test_beit3_of_full_size_fills_the_backbone(name, model_config, tmp_path, mon
     torch.save({"model": {key: torch.from_numpy(value) for key, value in state.items()}}, tmp_path / "beit3.zip")
     (tmp_path / "config.json").write_text(configs.to_json(Config(model=model_config)))
     words = ["convert", "beit3", tmp_path / "beit3.zip", tmp_path / "dir", "--config", tmp_path / "config.json"]
-    make_tokenizer(tmp_path / "model.spm", command.TOKEN_IDS[model_config.vocab_size])
+    make_tokenizer(tmp_path / "model.spm", model_config.vocab_size)
     words += ["--tokenizer", tmp_path / "model.spm"]
     monkeypatch.setattr(sys, "argv", [str(word) for word in words])
     command.main()
     model = nnx.eval_shape(lambda: InstanceVG(model_config, rngs=nnx.Rngs(0)))
     load_pretrained(model, tmp_path / "dir")
-    positions = f"beit3.{beit3.POSITIONS}"
+    positions = f"beit3.{recognize.POSITIONS}"
     state[positions] = resize_positions(state[positions], (14, 14), (20, 20))
-    leaves = {p: leaf for p, leaf in export.flatten(nnx.state(model)).items() if p.startswith(command.BACKBONE)}
+    leaves = {p: leaf for p, leaf in trees.flatten(nnx.state(model)).items() if p.startswith(official.BACKBONE)}
     found = rules.plan(state, beit3.TABLE, {path: leaf.shape for path, leaf in leaves.items()})
     assert not found.problems()
     for path, (key, rule) in found.assigned.items():

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +19,15 @@ from pycocotools.coco import COCO
 from configs import shapes as shapes_config
 from data_pipelines import splits
 from data_pipelines.prepare import prepare
+from instancevg_jax.answers.postprocess import Grounding
 from instancevg_jax.config import Config
 from instancevg_jax.errors import InputError
 from instancevg_jax.evaluation import coco
-from instancevg_jax.evaluation.evaluator import RULES, Evaluation, Evaluator, conditions
+from instancevg_jax.evaluation.evaluator import RULES, Evaluation, Evaluator, conditions, of_all, open_eval_split
+from instancevg_jax.evaluation.metrics import Row
 from instancevg_jax.evaluation.sweep import SWEPT, best_thresholds
 from instancevg_jax.inputs.tokenizer import Tokenizer
+from instancevg_jax.runtime import sharding
 from instancevg_jax.types import Outputs
 from tests import oracle
 from tests.data_pipelines.make import HEIGHT, NULL, WIDTH, annotation, generalized, picture
@@ -32,9 +36,25 @@ SIDE = 32  # pixels of the network's picture; those of `make` have 60 x 40
 PICTURE = "COCO_train2014_000000000123.jpg"
 
 
-def evaluate(model: nnx.Module, config: Config, tokenizer: Tokenizer, split: str, **asked: bool) -> Evaluation:
-    """One split measured."""
-    return Evaluator(model, config, tokenizer, **asked)(model, split)
+def evaluate(model: nnx.Module, config: Config, tokenizer: Tokenizer, split: str, **asked: Any) -> Evaluation:
+    """One measured split."""
+    evaluator = Evaluator(cast(Any, model), config, sharding.make_mesh(), sweep=asked.pop("sweep", False))
+    source = open_eval_split(config, split, tokenizer)
+    return evaluator(cast(Any, model), split, source, **asked)
+
+
+def coco_entries(model: nnx.Module, config: Config, tokenizer: Tokenizer, split: str) -> list[dict]:
+    """The COCO results of a split."""
+    source, found = open_eval_split(config, split, tokenizer, sentences=True), []
+    evaluate(model, config, tokenizer, split, on_answer=collector(found, source))
+    return found
+
+
+def collector(found: list[dict], source: splits.Split) -> Any:
+    def collect(record: int, grounding: Grounding, row: Row) -> None:
+        found.extend(coco.entries(grounding, source.describe(record), record))
+
+    return collect
 
 
 class Square(nnx.Module):
@@ -118,9 +138,9 @@ def prepared(tmp_path_factory) -> Path:
 def test_protocols_and_resolutions(prepared, tokenizer, protocol, resolution, ious):
     config = config_of(prepared, protocol=protocol, resolution=resolution)
     measured = evaluate(Square(), config, tokenizer, "val")
-    np.testing.assert_allclose([measured.rows[i]["iou"] for i in range(3)], ious, rtol=1e-6)
+    np.testing.assert_allclose([measured.rows[i].iou for i in range(3)], ious, rtol=1e-6)
     hits = [1, 0, 1] if protocol == "strict" else [1, 0, 0]
-    assert [measured.rows[i]["f1"] for i in range(3)] == hits
+    assert [measured.rows[i].f1 for i in range(3)] == hits
     assert measured.metrics["gIoU"] == pytest.approx(100 * sum(ious) / 3)
     assert measured.metrics["REC"] == 100
     assert protocol in conditions(config)
@@ -150,8 +170,9 @@ def test_best_thresholds(prepared, tokenizer):
 
 @pytest.mark.parametrize("protocol", ["official", "strict"])
 def test_coco_results(prepared, tokenizer, protocol, tmp_path, capsys):
-    measured = evaluate(Square(), config_of(prepared, protocol=protocol), tokenizer, "val", coco=True)
-    coco.write(tmp_path / "predictions.json", measured.coco_entries)
+    coco.write(
+        tmp_path / "predictions.json", coco_entries(Square(), config_of(prepared, protocol=protocol), tokenizer, "val")
+    )
     truth = COCO()
     truth.dataset = {
         "images": [{"id": 123, "height": HEIGHT, "width": WIDTH}],
@@ -178,11 +199,11 @@ def test_coco_results(prepared, tokenizer, protocol, tmp_path, capsys):
 
 
 def test_coco_results_without_an_answer(prepared, tokenizer, tmp_path):
-    measured = evaluate(Square(), config_of(prepared, score_threshold=0.99), tokenizer, "val", coco=True)
-    coco.write(tmp_path / "predictions.json", measured.coco_entries)
+    entries = coco_entries(Square(), config_of(prepared, score_threshold=0.99), tokenizer, "val")
+    coco.write(tmp_path / "predictions.json", entries)
     assert json.loads((tmp_path / "predictions.json").read_text()) == []
     always = config_of(prepared, score_threshold=0.99, task="refcoco")
-    assert len(evaluate(Square(), always, tokenizer, "val", coco=True).coco_entries) == 3
+    assert len(coco_entries(Square(), always, tokenizer, "val")) == 3
 
 
 def test_image_ids():
@@ -196,7 +217,11 @@ def test_image_ids():
     [
         ({"protocol": "lenient"}, "val", r"eval\.protocol is 'lenient'; expected one of official, strict"),
         ({"resolution": "full"}, "val", r"eval\.resolution is 'full'; expected one of network, original"),
-        ({"resolution": "original"}, "train", "data.eval_splits has 'train', of whose sentences one is drawn"),
+        (
+            {"resolution": "original"},
+            "train",
+            "data.eval_splits contains 'train', a training split, whose sentences are drawn",
+        ),
     ],
 )
 def test_bad_settings(prepared, tokenizer, settings, split, says):
@@ -213,13 +238,16 @@ def measured_on_shapes() -> dict:
     config = config_of(Path())
     config.data.name, config.data.num_eval_examples = "shapes", 13
     config.eval.score_threshold = 0.3
-    measured = evaluate(Brightness(), config, splits.load_tokenizer(config), "val", sweep=True, coco=True)
-    rows = [[row[name] for name in sorted(row)] for _, row in sorted(measured.rows.items())]
+    tokenizer, mine = splits.load_tokenizer(config), []
+    on_answer = collector(mine, open_eval_split(config, "val", tokenizer))
+    measured = evaluate(Brightness(), config, tokenizer, "val", sweep=True, on_answer=on_answer)
+    found = [entry for part in of_all(json.dumps(mine).encode()) for entry in json.loads(part)]
+    found.sort(key=lambda entry: entry["record"])
     values = {
-        "by_rule": [list(measured.by_rule[rule].values()) for rule in RULES],
-        "rows": rows,
+        "by_rule": [list(measured.by_rule[rule].result().values()) for rule in RULES],
+        "rows": [list(row) for _, row in sorted(measured.rows.items())],
         "sweep": [list(row.values()) for row in measured.sweep.values()],
-        "coco": [[e["record"], e["score"], *e["bbox"], e["segmentation"]["counts"]] for e in measured.coco_entries],
+        "coco": [[e["record"], e["score"], *e["bbox"], e["segmentation"]["counts"]] for e in found],
     }
     return json.loads(json.dumps(values))
 

@@ -1,4 +1,4 @@
-"""The report: everything given is in it, escaped, in one file that fetches nothing."""
+"""The page: all content is in it, escaped, in one file that fetches nothing."""
 
 import base64
 import re
@@ -9,13 +9,13 @@ import cv2
 import numpy as np
 import pytest
 
-from instancevg_jax.evaluation.page import Bar, Bars, Gallery, Lines, Picture, Table, write_report
+from instancevg_jax.evaluation.page import Bar, Bars, Gallery, Lines, Picture, Section, Table, Tile, Tiles, write_page
 
 
 class Balance(HTMLParser):
     """Checks that every element is closed in order, and keeps the text."""
 
-    VOID = ("meta", "img")
+    VOID = ("meta", "img", "input")
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,15 +36,15 @@ class Balance(HTMLParser):
         self.text.append(data)
 
 
-def written(path: Path, **content) -> tuple[str, str]:
+def written(path: Path, *sections: Section, **more) -> tuple[str, str]:
     """The file and its text. Fails where elements are not balanced or anything is fetched from elsewhere."""
-    write_report(path, "A <title>", **content)
+    write_page(path, "A <title>", sections, **more)
     html = path.read_text(encoding="utf-8")
     parser = Balance()
     parser.feed(html)
     assert parser.open == []
     assert not re.search(r"(src|href)\s*=\s*\"(?!data:)", html)
-    assert "<script" not in html
+    assert "http" not in html
     return html, " ".join(parser.text)
 
 
@@ -52,10 +52,10 @@ def test_tables_and_notes(tmp_path: Path):
     table = Table(
         "Results", ["rule", "gIoU", "n"], [["<sigmoid>", 0.51234, 1536], ["softmax", None, 3]], "a note & more"
     )
-    html, text = written(tmp_path / "deep" / "r.html", tables=[table], notes=["Measured & checked"])
+    html, text = written(tmp_path / "deep" / "r.html", table, notes=["Measured & checked"])
     for part in ("A <title>", "Results", "<sigmoid>", "0.512", "1536", "a note & more", "Measured & checked"):
         assert part in text
-    assert "<td>-</td>" in html
+    assert '<td data-label="gIoU">-</td>' in html
     assert "<sigmoid>" not in html
 
 
@@ -63,7 +63,7 @@ def test_pictures_are_embedded(tmp_path: Path):
     image = np.zeros((40, 60, 3), np.uint8)
     image[..., 0] = 200  # red
     html, text = written(
-        tmp_path / "r.html", galleries=[Gallery("Successes", [Picture(image, "IoU > 0.9")]), Gallery("Failures", [])]
+        tmp_path / "r.html", Gallery("Successes", [Picture(image, "IoU > 0.9")]), Gallery("Failures", [])
     )
     assert "IoU > 0.9" in text
     assert re.search(r"Failures\s+none", text)
@@ -74,7 +74,7 @@ def test_pictures_are_embedded(tmp_path: Path):
 
 def test_lines_scale_to_the_plot(tmp_path: Path):
     series = {"total": [(0, 4.0), (50, 2.0), (100, 1.0)], "broken": [(0, float("nan")), (100, float("inf"))]}
-    html, text = written(tmp_path / "r.html", plots=[Lines("Loss", "step", series)])
+    html, text = written(tmp_path / "r.html", Lines("Loss", "step", series))
     first, second = re.findall(r'points="([^"]*)"', html)
     assert first == "64.0,12.0 384.0,172.0 704.0,252.0"
     assert second == ""
@@ -86,7 +86,7 @@ def test_a_mark_on_lines(tmp_path: Path):
     lines = Lines(
         "Sweep", "score threshold", {"F1": [(0.0, 20.0), (1.0, 60.0)]}, mark=0.75, mark_label="the <config>'s"
     )
-    html, text = written(tmp_path / "r.html", plots=[lines])
+    html, text = written(tmp_path / "r.html", lines)
     assert '<line class="mark" x1="544.0" x2="544.0" y1="12" y2="252"/>' in html
     assert "the <config>'s" in text
 
@@ -95,14 +95,14 @@ def test_a_mark_on_lines(tmp_path: Path):
     "points", [[], [(3, 2.0)], [(0, 1.0), (1, 1.0)], [(0, 1e-9), (1, 2e-9)], [(0, -1e9), (1e6, 1e9)]]
 )
 def test_degenerate_lines(tmp_path: Path, points: list):
-    html, text = written(tmp_path / "r.html", plots=[Lines("Loss", "step", {"a": points})])
+    html, text = written(tmp_path / "r.html", Lines("Loss", "step", {"a": points}))
     assert "nan" not in html
     assert ("no data" in text) == (not points)
 
 
 def test_bars_and_their_references(tmp_path: Path):
     bars = [Bar("the {shape}", 0.4, 0.25), Bar("over", 1.7), Bar("none", float("nan"))]
-    html, text = written(tmp_path / "r.html", plots=[Bars("REC", bars, "chance"), Bars("Empty", [])])
+    html, text = written(tmp_path / "r.html", Bars("REC", bars, "chance"), Bars("Empty", []))
     assert re.findall(r'<b style="width:([^"]*)"', html) == ["40.0%", "100.0%", "0.0%"]
     assert re.findall(r'style="left:([^"]*)"', html) == ["25.0%"]
     for part in ("the {shape}", "0.400", "1.700", "nan", "chance", "no data"):
@@ -113,6 +113,16 @@ def test_a_failed_report_leaves_the_old_one(tmp_path: Path):
     path = tmp_path / "r.html"
     path.write_text("old")
     with pytest.raises(UnicodeEncodeError):
-        write_report(path, "\ud800")
+        write_page(path, "\ud800", [])
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_tiles_facts_and_meanings(tmp_path: Path):
+    tiles = Tiles("val", [Tile("gIoU", "61.2", "floor: 33.3"), Tile("F1", "-")])
+    meanings = {"gIoU": 'Mean IoU of "all" sentences'}
+    html, text = written(tmp_path / "r.html", tiles, facts={"Command": "evaluate --x=<y>"}, meanings=meanings)
+    assert text.index("evaluate --x=<y>") < text.index("61.2")
+    assert 'tabindex="0" data-meaning="Mean IoU of &quot;all&quot; sentences">gIoU</span>' in html
+    assert html.count("data-meaning=") == 1
+    assert 'id="filter"' not in html  # there are no pictures

@@ -32,7 +32,7 @@ def load(config: ModelConfig, manifest: str) -> InstanceVG:
     """A model of `config` with the weights that the recipe gives for `manifest`."""
     graph, abstract = nnx.split(nnx.eval_shape(lambda: InstanceVG(config, rngs=nnx.Rngs(0))))
     flat = dict(nnx.to_flat_state(abstract))
-    names = {"/".join(map(str, path)): path for path in flat}
+    names = {".".join(map(str, path)): path for path in flat}
     values = to_target(oracle.state(manifest), TABLE, {name: flat[path].shape for name, path in names.items()})
     state = nnx.from_flat_state([(names[n], flat[names[n]].replace(jax.numpy.asarray(v))) for n, v in values.items()])
     return nnx.merge(graph, state)

@@ -81,7 +81,7 @@ def step(name, dtype="float32"):
 
 
 def original_names(tree):
-    flat = {"/".join(map(str, path)): np.asarray(value[...]) for path, value in nnx.to_flat_state(tree)}
+    flat = {".".join(map(str, path)): np.asarray(value[...]) for path, value in nnx.to_flat_state(tree)}
     return to_source(flat, TABLE, {}, copies=3)
 
 

@@ -161,16 +161,17 @@ def test_the_longest_axis_that_divides_is_split():
     assert specs["small"] == specs["indivisible"] == specs["scalar"] == PartitionSpec()
 
 
-@pytest.mark.parametrize(("data", "fsdp"), [(3, 1), (0, 2), (1, 0), (-1, 1)])
+@pytest.mark.parametrize(("data", "fsdp"), [(3, 1), (0, 2)])
 def test_a_mesh_must_use_every_device(data, fsdp):
-    with pytest.raises(InputError, match=f"train.mesh_data is {data}, train.mesh_fsdp {fsdp}; expected a product of 1"):
+    with pytest.raises(
+        InputError, match=f"train.mesh_data is {data}, train.mesh_fsdp is {fsdp}; expected a product of 1"
+    ):
         sharding.make_mesh(data, fsdp, jax.devices()[:1])
 
 
-@pytest.mark.parametrize(("size", "parts"), [(0, 1), (3, 2), (4, 0)])
-def test_the_batch_must_divide(size, parts):
-    with pytest.raises(InputError, match=r"train\.(batch_size|accumulate_steps) is"):
-        sharding.check_batch_size(size, sharding.make_mesh(), "train.batch_size", parts)
+def test_the_batch_must_divide():
+    with pytest.raises(InputError, match=r"train\.batch_size is 3; expected a multiple of .* times 2"):
+        sharding.check_batch_size(3, sharding.make_mesh(), "train.batch_size", 2)
 
 
 @pytest.mark.parametrize("where", ["here", "host:1", "host:1,0", "host,0,2", "host:1,2,2", "host:1,a,2"])

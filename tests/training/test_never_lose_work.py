@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -19,6 +20,9 @@ import pytest
 from instancevg_jax import train
 from instancevg_jax.checkpoint import load_model
 from instancevg_jax.errors import InputError
+from instancevg_jax.runtime import command_line
+from instancevg_jax.training import resume
+from instancevg_jax.training.stop import Terminated, Termination
 from tests.test_train import SMALL
 
 # one schedule whatever the number of steps: one compilation for most of these tests
@@ -66,7 +70,7 @@ def test_sigterm_saves_and_ends_well_and_the_rest_is_bit_equal(tmp_path):
     said = process.stdout.read()
     assert process.wait() == 0
     assert "stopped by a signal" in said
-    (stopped,) = (int(p.name) for p in (parts / "state").iterdir())
+    stopped = newest(parts)
     assert 4 <= stopped < 40
     train.main([*FAST, *more, *arguments(parts, 40)])
     assert_same_run(tmp_path / "whole", parts, 40)
@@ -83,28 +87,28 @@ def test_sigterm_during_an_evaluation_ends_it_and_it_is_made_later(tmp_path):
     process.send_signal(signal.SIGTERM)
     said = process.communicate()[0]
     assert process.returncode == 0
-    assert "stopped by a signal; the same command goes on from step 2" in said
+    assert "stopped by a signal; the same command resumes from step 2" in said
     train.main([*FAST, "--config.train.eval_every=2", *arguments(tmp_path, 4)])
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows if row["group"] == "val"] == [2, 4]
+    assert [row["step"] for row in rows if row["group"] == "val" and "model" not in row] == [2, 4]
 
 
-def test_a_signal_is_not_lost_where_a_library_goes_on_after_an_exception():
-    """As JAX does where its cache of compiled programs fails, and Python itself in a finalizer."""
-    with train.Termination() as termination:
+def test_a_signal_is_not_lost_where_a_library_swallows_an_exception():
+    """As JAX does if its cache of compiled programs fails, and Python itself in a finalizer."""
+    with Termination() as termination:
         with contextlib.suppress(BaseException):
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(1)
-        with pytest.raises(train.Terminated):
+        with pytest.raises(Terminated):
             termination.check()
 
 
-def test_a_run_goes_on_with_another_rate_but_not_with_another_batch(tmp_path, capsys):
+def test_a_run_resumes_with_another_rate_but_not_with_another_batch(tmp_path, capsys):
     train.main([*FAST, *arguments(tmp_path, 2)])
-    with pytest.raises(InputError, match=r"another kind: train.batch_size is 8, and was 4; choose another --workdir"):
+    with pytest.raises(InputError, match=r"another run: its train.batch_size is 4, not 8; choose another --workdir"):
         train.main([*FAST, "--config.train.batch_size=8", *arguments(tmp_path, 4)])
     train.main([*FAST, "--config.optim.clip_norm=0.5", *arguments(tmp_path, 4)])
-    assert "changed since the last start: optim.clip_norm is 0.5, and was 1.0" in capsys.readouterr().out
+    assert "changed since the last start: optim.clip_norm is 0.5, was 1.0" in capsys.readouterr().out
     assert newest(tmp_path) == 4
 
 
@@ -158,7 +162,7 @@ def test_two_trainers_in_one_workdir(tmp_path):
     first = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
         wait_for(tmp_path / "starts.jsonl", first)
-        with pytest.raises(InputError, match="another trainer is at work here"):
+        with pytest.raises(InputError, match="another trainer is running here"):
             train.main([*FAST, *arguments(tmp_path, 10)])
     finally:
         first.kill()
@@ -196,11 +200,16 @@ def test_best_checkpoint_profile_and_pictures(tmp_path, capsys):
     more = ["--config.train.eval_every=2", "--config.train.best_metric=T_acc"]
     train.main([*FAST, *more, *arguments(tmp_path, 6), "--profile=0"])
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    scores = {row["step"]: row["T_acc"] for row in rows if row["group"] == "val"}
-    best = json.loads((tmp_path / "best" / "provenance.json").read_text())
-    assert set(scores) == {2, 4, 6}
-    assert best["best"]["value"] == max(scores.values())
-    assert best["step"] == min(step for step, score in scores.items() if score == max(scores.values()))
+    validated = {row["step"]: row for row in rows if row["group"] == "val" and "model" not in row}
+    assert set(validated) == {2, 4, 6}
+    for folder, metric in (("best", "T_acc"), ("best_detection", "F1"), ("best_segmentation", "cIoU")):
+        best = json.loads((tmp_path / folder / "provenance.json").read_text())
+        scores = {step: row[metric] for step, row in validated.items()}
+        assert best["best"]["metric"] == metric
+        assert best["best"]["value"] == max(scores.values())
+        assert best["step"] == min(step for step, score in scores.items() if score == max(scores.values()))
+        (final,) = [row for row in rows if folder in row.get("model", "").split(", ")]
+        assert (final["step"], final["group"], final[metric]) == (best["step"], "val", max(scores.values()))
     load_model(tmp_path / "best")
     assert "memory" in capsys.readouterr().out
     events = b"".join(p.read_bytes() for p in (tmp_path / "tensorboard").iterdir())
@@ -211,7 +220,7 @@ def test_best_checkpoint_profile_and_pictures(tmp_path, capsys):
 def test_profile_writes_a_trace(tmp_path):
     train.main([*FAST, *arguments(tmp_path, 13), "--profile=2"])
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
-    with pytest.raises(InputError, match="--profile 4 needs 14 steps, 10 before its own; there are 13"):
+    with pytest.raises(InputError, match="--profile 4 needs 14 steps, 10 of them to warm up; the run has 13"):
         train.main([*FAST, *arguments(tmp_path, 13), "--profile=4"])
     with pytest.raises(InputError, match="--profile is 'many'"):
         train.main([*FAST, *arguments(tmp_path, 13), "--profile=many"])
@@ -237,3 +246,34 @@ def test_bad_settings_are_refused_before_anything_is_written(tmp_path, argument,
     with pytest.raises(InputError, match=says):
         train.main([*FAST, argument, *arguments(tmp_path / "run", 4)])
     assert not (tmp_path / "run").exists()
+
+
+def test_states_are_saved_by_default_and_a_killed_run_loses_at_most_a_tenth(tmp_path, monkeypatch, capsys):
+    """Data without an end has no epochs. The run ends between two saved states, as by SIGKILL."""
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("instancevg_jax.training.steps.StepReport.write", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train.main([*FAST, *arguments(tmp_path, 40), "--config.train.log_every=11"])
+    assert newest(tmp_path) == 8
+    assert "40 steps, batch size 4 (4 per device), saving every 4 steps, no validation" in capsys.readouterr().out
+
+
+def test_training_works_in_a_thread_and_takes_a_batch_size_per_device(tmp_path):
+    """As in a notebook or a server, where Python allows no signal handlers."""
+    config, _ = command_line.parse([*FAST, "--config.train.batch_size_per_device=4"], "", {}, ())
+    config.train.batch_size, config.train.num_steps = 12, 2
+    with ThreadPoolExecutor() as pool:
+        results = pool.submit(train.train, config, tmp_path).result()
+    assert results is not None
+    assert set(results) == {"val"}
+    assert newest(tmp_path) == 2
+    assert json.loads((tmp_path / "config.json").read_text())["train"]["batch_size"] == 4 * jax.device_count()
+
+
+def test_a_system_without_file_locks_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(resume, "fcntl", None)
+    with pytest.raises(InputError, match="training needs file locks, which Windows lacks"):
+        train.main([*FAST, *arguments(tmp_path, 2)])

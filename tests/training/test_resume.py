@@ -86,7 +86,7 @@ def test_a_state_of_another_network_is_not_damage(tmp_path):
     save(tmp_path, [1])
     with (
         RunStates(tmp_path, 3) as states,
-        pytest.raises(InputError, match=r"is of another run: .*\(300,\) there, \(200,\) here"),
+        pytest.raises(InputError, match=r"belongs to another run: its .* is \(300,\), not \(200,\)"),
     ):
         states.restore(a_state(0, width=200))
     assert (tmp_path / "state" / "1").is_dir()
@@ -100,12 +100,13 @@ def test_what_a_killed_write_left_is_cleared(tmp_path):
 
 
 def test_a_second_trainer_is_refused(tmp_path):
-    program = "import sys; from instancevg_jax.run_states import RunStates; RunStates(__import__('pathlib').Path(sys.argv[1]), 1)"
+    program = "import sys, pathlib; from instancevg_jax.training.resume import RunStates; "
+    program += "RunStates(pathlib.Path(sys.argv[1]), 1)"
     with RunStates(tmp_path, 1):
-        with pytest.raises(InputError, match="another trainer is at work here"):
+        with pytest.raises(InputError, match="another trainer is running here"):
             RunStates(tmp_path, 1)
         second = subprocess.run([sys.executable, "-c", program, tmp_path], capture_output=True, text=True, check=False)
-        assert "another trainer is at work here" in second.stderr
+        assert "another trainer is running here" in second.stderr
     RunStates(tmp_path, 1).__exit__(None, None, None)
 
 

@@ -8,14 +8,15 @@ import pathlib
 import pickle
 import subprocess
 import sys
+import zipfile
 
 import numpy as np
 import pytest
 
-from convert.torch_file.pickle_data import Inert
 from convert.torch_file.reader import read_checkpoint, state_dict
 from convert.torch_file.tensor_ref import TensorRef
 from instancevg_jax.errors import InputError
+from instancevg_jax.pickles.values import Inert
 from tests.convert.torch_file import archives
 from tests.convert.torch_file.archives import DATA
 
@@ -24,7 +25,8 @@ FOUR = np.array([1.5, -2, 0, 7], np.float32)
 
 
 def read(path, **kwargs):
-    return state_dict(read_checkpoint(path), **kwargs)
+    """The tensors, without the prefix that the training files carry."""
+    return {key.removeprefix("module."): value for key, value in state_dict(read_checkpoint(path), **kwargs).items()}
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -50,7 +52,7 @@ def test_torch_reads_its_own_files_as_we_do():
 
 def test_reading_does_not_import_torch():
     read_it = f"t.read_checkpoint({str(DATA / 'dtypes.pth')!r})"
-    code = f"import sys; from convert import torch_reader as t; {read_it}; assert 'torch' not in sys.modules"
+    code = f"import sys; from convert.torch_file import reader as t; {read_it}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ)
 
 
@@ -108,8 +110,11 @@ def test_values_outlive_the_name_of_the_file(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "not a torch checkpoint"),
-        (b"<!DOCTYPE html>", "a web page"),
+        (b"", "empty"),
+        (b"\0" * 600, "full of zeros, a failed download"),
+        (b"nonsense", "not a torch checkpoint"),
+        (b"\n<!DOCTYPE html>", "a web page, not the file; take the download link"),
+        (b"\x1f\x8b\x08", "a gzip file; unpack it"),
         (b"version https://git-lfs.github.com/spec/v1\n", "a git-lfs pointer"),
         (b"\0" * 257 + b"ustar" + b"\0" * 300, "a tar file"),
         (pickle.dumps({"a": 1}, protocol=2), "a pickle, but not torch's"),
@@ -120,6 +125,30 @@ def test_foreign_file_is_named(tmp_path, content, message):
     path.write_bytes(content)
     with pytest.raises(InputError, match=message):
         read_checkpoint(path)
+
+
+@pytest.mark.parametrize("name", ["layouts", "protocol4", "big_endian"])
+@pytest.mark.parametrize("given", ["", "layer", "layer/data.pkl"])
+def test_an_unpacked_archive(tmp_path, name, given):
+    """As a browser or desktop unpacks a .zip: its folder, a folder around that, or the pickle in it."""
+    with zipfile.ZipFile(DATA / f"{name}.pth") as file:
+        file.extractall(tmp_path / "unpacked")
+    (inner,) = (tmp_path / "unpacked").iterdir()
+    inner.rename(inner.parent / "layer")
+    expected, found = read(DATA / f"{name}.pth"), read(tmp_path / "unpacked" / given)
+    assert found.keys() == expected.keys()
+    assert all(np.array_equal(found[key].numpy(), value.numpy()) for key, value in expected.items())
+
+
+def test_a_folder_that_is_no_archive(tmp_path):
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(InputError, match=r"a folder; expected a file, or a torch archive that was unpacked"):
+        read(tmp_path)
+    with zipfile.ZipFile(DATA / "layouts.pth") as file:
+        file.extractall(tmp_path)
+    (tmp_path / "layouts" / "data" / "0").unlink()
+    with pytest.raises(InputError, match="storage 0 is not in the archive"):
+        read(tmp_path / "layouts")
 
 
 def test_no_file_and_no_tensors(tmp_path):
@@ -158,21 +187,18 @@ def _entry(dtype="F32", shape=(4,), offsets=(0, 16)):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (_safetensors({"w": _entry()}, b"\0" * 15), "truncated"),
-        (_safetensors({"w": _entry()}, b"\0" * 17), "truncated or damaged"),
-        (_safetensors({"w": _entry(offsets=(0, 12))}, b"\0" * 12), "makes no sense"),
-        (_safetensors({"w": _entry(offsets=(-16, 0))}, b""), "makes no sense"),
-        (_safetensors({"w": _entry(dtype="X9")}, b"\0" * 16), "makes no sense"),
-        (_safetensors({"w": _entry(shape=(-4,))}, b"\0" * 16), "makes no sense"),
-        (_safetensors({"w": _entry(shape=(1,) * 99)}, b"\0" * 4), "makes no sense"),
-        (_safetensors({"w": _entry(shape=(2**40, 2**40, 0), offsets=(0, 0))}, b""), "an empty tensor"),
-        (_safetensors({"w": _entry(), "v": _entry()}, b"\0" * 16), "should follow"),
-        (_safetensors({"w": _entry()}, b"\0" * 16, size=2**60), "a header of"),
-        (_safetensors(b"[" * 100_000, b""), "not JSON"),
-        (_safetensors(b"[]", b"\0" * 16), "not a JSON object"),
-        (_safetensors(b'{"w": {}, "w": {}}', b""), "twice"),
-        (_safetensors(b'{"w": %s}' % (b"9" * 5000), b""), "not JSON"),
-        (b"", "a header of"),
+        (_safetensors({"w": _entry()}, b"\0" * 15), "not a whole .safetensors file"),
+        (_safetensors({"w": _entry()}, b"\0" * 17), "not a whole .safetensors file"),
+        (_safetensors({"w": _entry(offsets=(0, 12))}, b"\0" * 12), "not a whole .safetensors file"),
+        (_safetensors({"w": _entry(offsets=(-16, 0))}, b""), "not a whole .safetensors file"),
+        (_safetensors({"w": _entry(dtype="X9")}, b"\0" * 16), "not a whole .safetensors file"),
+        (_safetensors({"w": _entry(dtype="F8_E4M3")}, b"\0" * 4), "not a whole|'w' holds F8_E4M3"),
+        (_safetensors({"w": _entry("F8_E4M3", (4,), (0, 4))}, b"\0" * 4), "'w' holds F8_E4M3"),
+        (_safetensors({"w": _entry(), "v": _entry()}, b"\0" * 16), "not a whole .safetensors file"),
+        (_safetensors({"w": _entry()}, b"\0" * 16, size=2**60), "not a whole .safetensors file"),
+        (_safetensors(b"{" * 100_000, b""), "not a whole .safetensors file"),
+        (_safetensors(b"[]", b"\0" * 16), "not a torch checkpoint"),
+        (b"", "empty"),
     ],
 )
 def test_safetensors_that_lie(tmp_path, content, message):

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from data_pipelines import masks
@@ -125,10 +124,7 @@ def test_a_pickle_that_names_a_function_is_refused(tmp_path: Path):
 
     path = tmp_path / "refs(unc).p"
     path.write_bytes(pickle.dumps([Call()]))
-    with pytest.raises(InputError, match=r"refs\(unc\)\.p: the pickle asks for builtins.print; expected plain"):
-        reading.read(path)
-    path.write_bytes(pickle.dumps([np.float64(1)]))
-    with pytest.raises(InputError, match="the pickle asks for numpy"):
+    with pytest.raises(InputError, match=r"refs\(unc\)\.p: found builtins.print, which is not plain data"):
         reading.read(path)
     path.write_bytes(b"X\xff\xff\xff\x7f")
     with pytest.raises(InputError, match="damaged"):

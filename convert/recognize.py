@@ -1,0 +1,154 @@
+"""What a file of official weights holds: BEiT-3 or InstanceVG, which size, and the config that belongs to it.
+
+All of it is read from names and shapes of tensors. Two settings leave no trace there, the number of attention heads and the
+number of tokens; they are known for the sizes that the authors published, so only those are recognized without a config.
+"""
+
+import importlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal, TypeVar
+
+from convert.rules import Tensor
+from instancevg_jax.config import Config, ModelConfig, base, large
+from instancevg_jax.errors import InputError
+from instancevg_jax.models.positions import FIRST_ROWS
+
+Kind = Literal["beit3", "instancevg"]
+T = TypeVar("T")
+
+NAMES: dict[Kind, str] = {"beit3": "BEiT-3", "instancevg": "InstanceVG"}
+BACKBONES: dict[Kind, str] = {"beit3": "beit3", "instancevg": "vis_enc.beit3"}
+WRAPPERS = frozenset({"_orig_mod", "module"})  # of torch.compile and DistributedDataParallel, at any depth
+POSITIONS, PATCHES = "encoder.embed_positions.A.weight", "vision_embed.proj.weight"
+SIZES = {"base": base(), "large": large()}
+
+
+@dataclass(frozen=True)
+class Recognized:
+    """The sizes that a file's tensors have. None: the tensor that tells is missing, or has too few dimensions."""
+
+    kind: Kind
+    width: int | None
+    depth: int
+    patch_size: int | None
+    patches: int | None  # of the picture
+    num_queries: int | None
+
+    @property
+    def size(self) -> str | None:
+        """The name of the published size: "base", "large", or None."""
+        for name, model in SIZES.items():
+            if (self.width, self.depth) == (model.width, model.depth):
+                return name
+        return None
+
+    @property
+    def picture(self) -> int | None:
+        """The side of the square picture in pixels, or None where the number of patches is not a square."""
+        side = math.isqrt(self.patches or 0)
+        return side * self.patch_size if self.patch_size and side and side * side == self.patches else None
+
+    def __str__(self) -> str:
+        text = f"{NAMES[self.kind]}{f' {self.size}' if self.size else ''}, {self.depth} blocks of width {self.width}"
+        text += f", {self.picture} x {self.picture} pixels" if self.picture else f", {self.patches} patches"
+        return text + (f", {self.num_queries} queries" if self.kind == "instancevg" else "")
+
+
+def plain_names(state: Mapping[str, T]) -> dict[str, T]:
+    """The state dict under the original's names.
+
+    Removes what wrappers add: `module` and `_orig_mod` anywhere in a name, and any prefix that all names share, such as `model.`
+    or `net.`. A state dict whose names would then collide is returned as it is.
+    """
+    names = {key: [part for part in key.split(".") if part not in WRAPPERS] for key in state}
+    while len({parts[0] for parts in names.values() if parts}) == 1 and all(
+        len(parts) > 1 and parts[0] != "beit3" for parts in names.values()
+    ):
+        names = {key: parts[1:] for key, parts in names.items()}
+    plain = {".".join(parts): state[key] for key, parts in names.items()}
+    if "text_embed.weight" in plain:  # a backbone that was saved by itself
+        plain = {f"beit3.{key}": value for key, value in plain.items()}
+    return plain if len(plain) == len(state) and "" not in plain else dict(state)
+
+
+def recognize(state: Mapping[str, Tensor], source: str) -> Recognized:
+    """What the state dict is of, by `plain_names`. Raises InputError naming `source` for anything but the two models."""
+    if any(key.startswith(f"{BACKBONES['instancevg']}.") for key in state):
+        kind: Kind = "instancevg"
+    elif any(key.startswith(f"{BACKBONES['beit3']}.") for key in state):
+        kind = "beit3"
+    else:
+        some = ", ".join(list(state)[:3])
+        raise InputError(f"{source}: neither InstanceVG nor BEiT-3; its {len(state)} tensors are called {some}, ...")
+    prefix = BACKBONES[kind]
+    layers = f"{prefix}.encoder.layers."
+    blocks = {key.removeprefix(layers).split(".")[0] for key in state if key.startswith(layers)}
+    rows = _size(state, f"{prefix}.{POSITIONS}", 0)
+    return Recognized(
+        kind=kind,
+        width=_size(state, f"{prefix}.text_embed.weight", 1),
+        depth=len(blocks),
+        patch_size=_size(state, f"{prefix}.{PATCHES}", 3),
+        patches=None if rows is None else rows - FIRST_ROWS,
+        num_queries=_size(state, "head.query_generation.query_embed.weight", 0),
+    )
+
+
+def check_kind(found: Recognized, kind: Kind, source: str) -> None:
+    """Raise InputError, naming the right command, where a file is not what the command converts."""
+    if found.kind == kind:
+        return
+    what = {
+        "beit3": "BEiT-3, the backbone alone",
+        "instancevg": "a whole InstanceVG model, which model.pretrained takes as well",
+    }
+    raise InputError(f"{source}: holds {what[found.kind]}; convert it with `python -m convert {found.kind}`")
+
+
+def check_size(found: Recognized, model: ModelConfig, source: str) -> None:
+    """Raise InputError where the file and the config are of two sizes."""
+    if (found.width, found.depth) != (model.width, model.depth):
+        asked = f"the config asks for {model.depth} blocks of width {model.width}"
+        name = next((n for n, m in SIZES.items() if (m.width, m.depth) == (model.width, model.depth)), None)
+        hint = f"; take a config of size {found.size}" if found.size else ""
+        raise InputError(f"{source}: holds {found}; {asked}{f' ({name})' if name else ''}{hint}")
+    if found.num_queries not in (None, model.num_queries):
+        asked = f"the config's model.num_queries is {model.num_queries}"
+        hint = {1: "; take configs/refcoco.py", 10: "; take configs/grefcoco.py"}.get(found.num_queries or 0, "")
+        raise InputError(f"{source}: holds {found}; {asked}{hint}")
+
+
+def official_config(name: str) -> Config:
+    """The config of one of configs/*.py: "grefcoco", or "refcoco:large" with a variant."""
+    module, _, variant = name.partition(":")
+    get_config = importlib.import_module(f"configs.{module}").get_config
+    return get_config(variant) if variant else get_config()
+
+
+def config_of(found: Recognized, source: str) -> Config:
+    """The config of the published model that has these sizes, for the picture size of the file.
+
+    One query means RefCOCO, ten gRefCOCO; the models for Ref-ZOM and R-RefCOCO are the same network as the latter's and answer
+    alike, only their data set and metrics differ. Raises InputError, asking for --config, for every other model.
+    """
+    names: dict[tuple[str, int | None], str] = {
+        ("base", 10): "grefcoco",
+        ("base", 1): "refcoco",
+        ("large", 1): "refcoco:large",
+    }
+    if found.kind == "beit3":
+        names = {("base", None): "grefcoco", ("large", None): "refcoco:large"}
+    name = names.get((found.size or "", found.num_queries))
+    if name is None or found.picture is None:
+        raise InputError(f"{source}: holds {found}; not a published model, so give its config (--config FILE)")
+    config = official_config(name)
+    side = found.picture
+    model = replace(config.model, image_height=side, image_width=side, patch_size=found.patch_size, pretrained="")
+    return replace(config, model=model)
+
+
+def _size(state: Mapping[str, Tensor], key: str, axis: int) -> int | None:
+    shape = state[key].shape if key in state else ()
+    return shape[axis] if axis < len(shape) else None

@@ -1,0 +1,113 @@
+"""What the server asks of a predictor: every query once, so that a threshold applies afterwards and one batch serves all."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+
+from data_pipelines.shapes.dataset import ShapesDataset
+from instancevg_jax.answers.grounding import Grounding, run_lengths
+from instancevg_jax.answers.predictor import Predictor
+from instancevg_jax.errors import InputError
+from instancevg_jax.inputs.pictures import decode_picture
+
+EXAMPLES = {"scene-1.png": ("test", 7), "scene-2.png": ("test", 12), "scene-3.png": ("test", 23)}
+
+
+@dataclass(frozen=True)
+class Question:
+    """A sentence about a picture, and what to return."""
+
+    rgb: UInt8[np.ndarray, "H W 3"]
+    sentence: str
+    score_threshold: float | None  # None: the model's own
+    all_queries: bool
+
+
+class Model:
+    """A predictor as the server uses it: blocking functions that are safe to call from one thread at a time."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        """`max_batch` is the predictor's batch size."""
+        self._predictor = predictor
+        self.max_batch = predictor.batch_size
+
+    def decode(self, data: bytes, name: str) -> UInt8[np.ndarray, "H W 3"]:
+        """A picture's file as RGB. Raises InputError, also for pictures of more pixels than the limit."""
+        return decode_picture(data, name)
+
+    def answer(self, questions: Sequence[Question]) -> list[dict[str, Any] | InputError]:
+        """The answers as JSON values, in order; an InputError where a sentence has no words."""
+        pairs = [(question.rgb, question.sentence) for question in questions]
+        found = self._predictor.predict_many(pairs, score_threshold=0.0, mask="global")
+        return [
+            answer if isinstance(answer, InputError) else self._to_json(question, answer)
+            for question, answer in zip(questions, found, strict=True)
+        ]
+
+    def warm_up(self) -> None:
+        """Compile the programs that answer one question and a full batch."""
+        blank = np.zeros((64, 64, 3), np.uint8)
+        for count in (1, self.max_batch):
+            self.answer([Question(blank, "the red circle", None, False)] * count)
+
+    def about(self) -> dict[str, Any]:
+        """What the model is, its settings, and example pictures with sentences."""
+        config = self._predictor.config
+        examples = [{"name": name, "sentence": self._scene(name).expression} for name in EXAMPLES]
+        return {
+            "description": ". ".join((repr(self._predictor), *self._predictor.notes)),
+            "score_threshold": config.eval.score_threshold,
+            "mask_merge": config.eval.mask_merge,
+            "max_tokens": config.model.max_tokens,
+            "examples": examples,
+        }
+
+    def example(self, name: str) -> bytes | None:
+        """An example picture as PNG, None for an unknown name."""
+        if name not in EXAMPLES:
+            return None
+        _, data = cv2.imencode(".png", cv2.cvtColor(self._scene(name).image, cv2.COLOR_RGB2BGR))
+        return data.tobytes()
+
+    def _scene(self, name: str) -> Any:
+        split, index = EXAMPLES[name]
+        return ShapesDataset(split, "basic", (96, 96))[index]
+
+    def _to_json(self, question: Question, grounding: Grounding) -> dict[str, Any]:
+        """`grounding` holds every query, and the global mask as its merged mask."""
+        settings = self._predictor.config.eval
+        if question.all_queries:
+            heat = None
+            if grounding.evidence is not None:
+                rows, columns = grounding.evidence.point_map.shape
+                heat = {
+                    "size": [rows, columns],
+                    "values": [round(float(x), 5) for x in grounding.evidence.point_map.flat],
+                }
+            return {**grounding.to_json(), "global_mask": run_lengths(grounding.mask), "heat": heat}
+        threshold = settings.score_threshold if question.score_threshold is None else question.score_threshold
+        return above(grounding, threshold, settings.mask_merge).to_json()
+
+
+def above(grounding: Grounding, threshold: float, merge: str) -> Grounding:
+    """The objects above a score threshold, of a grounding with every query and with the global mask as its mask."""
+    keep = grounding.scores > threshold
+    masks = grounding.masks[keep]
+    mask = grounding.mask if merge != "instance" else np.zeros_like(grounding.mask)
+    if merge != "global":
+        mask = mask | masks.any(axis=0)
+    return dataclasses.replace(
+        grounding,
+        boxes_xyxy=grounding.boxes_xyxy[keep],
+        scores=grounding.scores[keep],
+        masks=masks,
+        points_xy=grounding.points_xy[keep],
+        mask=mask,
+        exists=bool(keep.any()),
+        score_threshold=threshold,
+    )

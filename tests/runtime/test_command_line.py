@@ -1,0 +1,91 @@
+"""What `--config` accepts, the overrides, and `--help`."""
+
+import pytest
+
+from instancevg_jax import config as configs
+from instancevg_jax.config import Config
+from instancevg_jax.errors import InputError
+from instancevg_jax.runtime import command_line
+
+OPTIONS = {"workdir": (None, "Directory of the run.")}
+
+
+def parse(*argv: str) -> Config:
+    return command_line.parse(["--workdir=x", *argv], "Do something.", OPTIONS, ("config", "workdir"))[0]
+
+
+@pytest.mark.parametrize(
+    ("spec", "family", "width"),
+    [
+        ("configs/refcoco.py:large", "refcoco", 1024),
+        ("refcoco:large", "refcoco", 1024),
+        ("grefcoco", "grefcoco", 768),
+        ("shapes:long", "shapes", 128),
+    ],
+)
+def test_a_config_is_a_file_or_a_name(spec, family, width):
+    for argv in ([f"--config={spec}"], ["--config", spec]):
+        config = parse(*argv, "--config.train.seed=7", "--config.optim.frozen=('backbone.text_embed',)")
+        assert (config.data.name, config.model.width, config.train.seed) == (family, width, 7)
+        assert config.optim.frozen == ("backbone.text_embed",)
+
+
+def test_a_config_json_of_a_run_is_a_config(tmp_path):
+    expected = parse("--config=shapes", "--config.train.seed=7")
+    (tmp_path / "config.json").write_text(configs.to_json(expected))
+    assert parse(f"--config={tmp_path / 'config.json'}") == expected
+    assert parse(f"--config={tmp_path / 'config.json'}", "--config.data.eval_splits=('a', 'b')").data.eval_splits == (
+        "a",
+        "b",
+    )
+
+
+def test_an_older_config_json_keeps_its_meaning(tmp_path):
+    """One from before validation had splits and epochs of its own."""
+    text = configs.to_json(Config(train=configs.TrainConfig(eval_every=500, checkpoint_every=100)))
+    for name in ("validation_splits", "eval_every_epochs", "checkpoint_every_epochs", "batch_size_per_device"):
+        text = "\n".join(line for line in text.splitlines() if f'"{name}"' not in line)
+    (tmp_path / "config.json").write_text(text)
+    config = parse(f"--config={tmp_path / 'config.json'}")
+    assert (config.train.eval_every, config.train.checkpoint_every, config.data.eval_splits) == (500, 100, ("val",))
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        ([], "--config is required; see --help"),
+        (["--config"], "--config has no value"),
+        (["--config=configs/nothing.py"], "--config configs/nothing.py: no such file; expected .* grefcoco, refcoco"),
+        (["--config=grefcoc"], "--config grefcoc: no such file"),
+        (["--config=absent.json"], "absent.json: no such file"),
+        (["--config=refcoco:huge"], "no variant 'huge'; expected none or one of base, large, unc"),
+        (
+            ["--config=shapes", "--config.train.num_step=3"],
+            "train.num_step: no such field; did you mean train.num_steps?",
+        ),
+        (["--config=shapes", "--config.model.seed=3"], "model.seed: no such field; did you mean train.seed?"),
+        (["--config=shapes", "--config.zzz", "3"], "zzz: no such field; see --help for all fields"),
+        (["--config=shapes", "--config.train.seed=many"], "--config.train.seed=many: invalid literal"),
+        (["--config=shapes", "--config.train.seed=-1"], "train.seed is -1; expected at least 0"),
+        (["--config=shapes", "--workdri=y"], "workdri"),
+        (["--config=shapes", "more"], "unexpected argument 'more'"),
+    ],
+)
+def test_bad_command_lines_are_one_line(argv, says):
+    with pytest.raises(InputError, match=says) as caught:
+        parse(*argv)
+    assert "\n" not in str(caught.value)
+
+
+def test_help_lists_every_field_with_its_text_and_value(capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse("--config=refcoco:large", "--help")
+    assert caught.value.code == 0
+    printed = capsys.readouterr().out
+    words = " ".join(printed.split())
+    for name, (field, _) in configs.fields(Config()).items():
+        assert f"--config.{name}=" in printed
+        assert field.metadata["text"] in words
+    assert "--config.model.width=1024\n" in printed  # of the config that is given
+    assert "--workdir\n      Directory of the run. (required)\n" in printed
+    assert max(map(len, printed.splitlines())) <= 220
