@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from instancevg_jax.answers.questions import Destination, Question, destinations, expand, read_list
 from instancevg_jax.errors import InputError, run_command
-from instancevg_jax.inputs.pictures import clean_expression
+from instancevg_jax.inputs.text import clean_expression
 
 if TYPE_CHECKING:
     from instancevg_jax.answers.listing import Answered

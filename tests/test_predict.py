@@ -315,7 +315,7 @@ def test_bad_pictures_are_named(saved: Path, tmp_path: Path):
 
 @pytest.mark.parametrize("text", ["", "   ", "-", "?!"])
 def test_an_empty_expression_is_named(text: str):
-    with pytest.raises(InputError, match="holds no words"):
+    with pytest.raises(InputError, match="contains no words"):
         predict.main(["--image", "a.jpg", "--expression", text])
 
 

@@ -20,7 +20,7 @@ from data_pipelines.checking.geometry import (
 from data_pipelines.checking.pictures import Picture
 from data_pipelines.records import RLE, Box, Instance, Protocol, Record, by_split, is_training, select, split_name
 from instancevg_jax.errors import InputError
-from instancevg_jax.inputs.pictures import clean_expression
+from instancevg_jax.inputs.text import clean_expression
 from instancevg_jax.inputs.tokenizer import PAD, UNK, Tokenizer
 
 KINDS = {  # every kind of fault, in the order of the table, and what --fix does about it

@@ -9,20 +9,20 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast, overload
+from typing import Any, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx, struct
-from PIL import Image
 
 from instancevg_jax import checkpoint
 from instancevg_jax.answers.grounding import Evidence, Grounding
 from instancevg_jax.answers.postprocess import Decision, postprocess, score_queries, to_original_size
 from instancevg_jax.config import Config, EvalConfig, check
 from instancevg_jax.errors import InputError, first_line
-from instancevg_jax.inputs.pictures import Picture, clean_expression, decode_picture, load_picture, prepare_picture
+from instancevg_jax.inputs.pictures import Picture, load_picture, prepare_picture
+from instancevg_jax.inputs.text import clean_expression, unknown_words
 from instancevg_jax.inputs.tokenizer import Tokenizer
 from instancevg_jax.models.instancevg import InstanceVG
 from instancevg_jax.models.queries import rank_tokens
@@ -271,13 +271,11 @@ class Predictor:
             yield waiting.popleft().result()
 
     def _load(self, picture: Picture) -> "_Loaded":
-        rgb = _decoded(picture)
+        rgb = load_picture(picture)
         return _Loaded(rgb, prepare_picture(rgb, self.config.model.image_height, self.config.model.image_width))
 
     def _question(self, loaded: "Future[_Loaded]", expression: str) -> "_Question | InputError":
         try:
-            if not isinstance(expression, str):
-                raise InputError(f"the expression is {expression!r:.80}; expected a sentence")
             cleaned = clean_expression(expression)
             token_ids, token_mask = self.tokenizer.encode(cleaned, self.config.model.max_tokens)
             return _Question(*loaded.result(), expression, token_ids, token_mask, self._notes(cleaned))
@@ -285,7 +283,10 @@ class Predictor:
             return error
 
     def _notes(self, cleaned: str) -> tuple[str, ...]:
+        """What to know about the answer to a cleaned sentence."""
         notes = list(self.notes)
+        if unknown := unknown_words(self.tokenizer, cleaned):
+            notes.append(f"the model never saw: {', '.join(unknown)}")
         pieces, most = self.tokenizer.num_pieces(cleaned), self.config.model.max_tokens - 2
         if pieces > most:
             notes.append(f"the expression has {pieces} tokens; the model reads the first {most}")
@@ -438,21 +439,6 @@ def _answer(
         scores=scored.scores,
     )
     return postprocess(outputs, settings, decision=decision), looked
-
-
-def _decoded(picture: Picture) -> np.ndarray:
-    """`load_picture`, also for the bytes of a file, an open file and arrays of other libraries."""
-    if hasattr(picture, "read"):
-        picture = cast(Any, picture).read()
-    if isinstance(picture, bytes | bytearray | memoryview):
-        return decode_picture(bytes(picture), "the picture")
-    if isinstance(picture, str | Path | Image.Image | np.ndarray):
-        return load_picture(picture)
-    if hasattr(picture, "__array__"):
-        return load_picture(np.asarray(picture))
-    raise InputError(
-        f"the picture is {picture!r:.80}; expected a path, bytes, an open file, a PIL image or an RGB array"
-    )
 
 
 def _same(one: Any, other: Any) -> bool:

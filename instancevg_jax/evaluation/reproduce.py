@@ -88,7 +88,7 @@ def find_checkpoint(weights: Path, name: str) -> Path:
     stem = Path(official.file).stem
     for directory in (weights / name, weights / stem):
         if directory.is_dir():
-            return directory
+            return checkpoint.find_checkpoint(directory)
     convert = f"instancevg convert instancevg {weights / official.file} {weights / name} --config {official.config}"
     if (weights / official.file).is_file():
         raise InputError(f"{weights / official.file} is not converted yet: {convert} --tokenizer beit3.spm")
