@@ -88,9 +88,10 @@ class ModelConfig:
         choices=("none", "blocks", "dots"),
     )
     initialization: str = setting(
-        "normal",
-        "How parameters start: 'normal', or 'local', where attention starts on patches that are near and look alike.",
-        choices=("normal", "local"),
+        "official",
+        "First values of parameters that no checkpoint provides: the original's distributions ('official'), Flax's defaults "
+        "('normal'), or 'local': as 'normal', but attention starts on patches that are near and look alike.",
+        choices=("official", "normal", "local"),
     )
     pretrained: str = setting("", "Checkpoint directory of weights to start from. Empty: start from scratch.")
 
