@@ -27,17 +27,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not args.output.lower().endswith(".png"):
         raise InputError(f"--output {args.output}: expected a name that ends in .png")
     try:
-        example = ShapesDataset(args.split, args.level, (args.size, args.size))[args.index]
+        scene = ShapesDataset(args.split, args.level, (args.size, args.size))[args.index]
     except IndexError as error:
         raise InputError(f"--index: {error}") from error
-    picture = example.image
+    picture = scene.image
     if args.truth:
-        picture = np.concatenate([picture, np.where(example.mask[..., None], picture, picture // 4)], axis=1)
+        picture = np.concatenate([picture, np.where(scene.mask[..., None], picture, picture // 4)], axis=1)
     done, data = cv2.imencode(".png", np.ascontiguousarray(picture[..., ::-1]))
     if not done:
         raise InputError(f"--output {args.output}: the picture cannot be written")
     write_atomically(args.output, data.tobytes())
-    print(example.expression)
+    print(scene.expression)
 
 
 if __name__ == "__main__":

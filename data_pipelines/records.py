@@ -9,6 +9,13 @@ from instancevg_jax.errors import InputError
 
 Protocol = Literal["official", "strict"]
 Box = tuple[float, float, float, float]  # (x1, y1, x2, y2) in pixels of the picture
+FAMILIES = {
+    "refcoco": "RefCOCO, RefCOCO+ and RefCOCOg: one object per sentence",
+    "grefcoco": "gRefCOCO: none, one or many objects per sentence",
+    "refzom": "Ref-ZOM: none, one or many objects per sentence",
+    "rrefcoco": "R-RefCOCO, R-RefCOCO+, R-RefCOCOg: sentences of one object in groups, with negatives",
+    "custom": "your own data",
+}
 Polygons = list[list[float]]  # [[x, y, x, y, ...], ...] in pixels; the object is their union
 
 
@@ -88,6 +95,11 @@ def coco_number(picture: str) -> int | None:
     return int(found[1]) if found else None
 
 
+def default_protocol(family: str) -> Protocol:
+    """Your own data is read as it is meant; the published data sets are read as the original reads them."""
+    return "strict" if family == "custom" else "official"
+
+
 def is_partial(record: Record) -> bool:
     """Whether an object has only a box or only a mask. "official" drops such an object and all that follow it."""
     return any((i.box is None) != (not i.segmentation) for i in record.instances)
@@ -115,6 +127,26 @@ def units(records: list[Record]) -> list[range]:
         if i == 0 or not record.group or not is_training(record.split) or record.group != records[i - 1].group
     ]
     return [range(a, b) for a, b in zip(starts, [*starts[1:], len(records)], strict=True)]
+
+
+def split_name(split: str) -> str:
+    """The name under which a split is stored, "+" as "plus". Raises InputError for a name that cannot be stored."""
+    name = split.replace("+", "plus")
+    if not re.fullmatch(r"\w+", name) or name == "all":
+        raise InputError(f"a split is called {split!r}; expected letters, digits and _, and not 'all'")
+    return name
+
+
+def split_names(records: Iterable[Record]) -> list[str]:
+    """The stored names of the records' splits, in order. Raises InputError as `split_name` does, and for two of one name."""
+    names: dict[str, str] = {}
+    for split in by_split(records):
+        other = names.setdefault(split_name(split), split)
+        if other != split:
+            raise InputError(
+                f"splits {other!r} and {split!r} would both be stored as {split_name(split)!r}; rename one"
+            )
+    return list(names)
 
 
 def by_split(records: Iterable[Record]) -> dict[str, list[Record]]:

@@ -1,35 +1,86 @@
-"""The one error type that a user's mistake raises, and how a command ends on it."""
+"""The error type for bad input, and how every command ends: one line on stderr and an exit status, whatever went wrong outside."""
 
+import contextlib
 import os
+import select
+import signal
 import sys
 from collections.abc import Callable
 
 
 class InputError(ValueError):
-    """Bad input from the user: a file, a key or a value. The message is one line that names it and says what was expected."""
+    """Bad input from the user: a file, a key or a value. The message is one line that names it and what was expected."""
 
 
-def first_line(error: Exception) -> str:
-    """What a library's exception says, at most 200 characters of it, to stand within an `InputError`."""
+def first_line(error: BaseException) -> str:
+    """The first line of a library's error message, at most 200 characters of it, for use within an `InputError`."""
     lines = str(error).strip().splitlines()
     return lines[0][:200] if lines else type(error).__name__
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Run a command line's `main`: an `InputError` becomes one line on stderr and exit status 2."""
+    """Run the `main` of a command line.
+
+    Exit status 2 and one line on stderr follow from an `InputError`, from an error of the operating system (a full or
+    read-only disk, missing permission, a name that is too long), and from running out of memory, on the host or on the
+    device; 130 and one line from Ctrl-C; 141, silently, from a pipe whose reader has gone, as in `command | head`. Any
+    other exception is a fault of this program and keeps its traceback. Characters that the console's encoding lacks are
+    printed as escapes.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # not so where a test has replaced it
+            stream.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
     try:
-        main()
-    except InputError as error:
-        _leave(f"error: {' '.join(str(error).split())}", 2)
+        try:
+            main()
+        finally:
+            if sys.stdout:  # None where it is closed from the start
+                sys.stdout.flush()  # here, so that a full disk or a closed pipe is noticed
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would interrupt the orderly end
         _leave("error: interrupted", 130)
+    except Exception as error:
+        if isinstance(error, BrokenPipeError) and _reader_has_gone():
+            _leave("", 141)
+        cause = explain(error)
+        if not cause:
+            raise
+        _leave(f"error: {' '.join(cause.split())}", 2)
+
+
+def explain(error: BaseException) -> str:
+    """What the user can do something about, in one line; "" where the error is a fault of this program."""
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, ModuleNotFoundError) and error.name == "fcntl":
+        return "this command locks its folder, which needs Linux or macOS; on Windows, use WSL"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}" if error.filename else f"output: {error.strerror}"
+    if isinstance(error, MemoryError):
+        return f"out of memory ({first_line(error)}); use smaller pictures, a smaller batch or fewer workers"
+    if "RESOURCE_EXHAUSTED" in str(error) and any(c.__name__ == "JaxRuntimeError" for c in type(error).__mro__):
+        return (
+            f"out of memory on the device ({first_line(error)}); lower train.batch_size or eval.batch_size, raise "
+            "train.accumulate_steps, set model.remat=blocks or model.compute_dtype=bfloat16, or use smaller pictures"
+        )
+    return ""
+
+
+def _reader_has_gone() -> bool:
+    """Whether standard output is a pipe that nobody reads any more."""
+    poll = select.poll()
+    poll.register(sys.stdout, 0)
+    return bool(poll.poll(0))
 
 
 def _leave(message: str, status: int) -> None:
-    """End the process; one of several at once, since an orderly end waits for the others, and they for this one's work."""
-    print(message, file=sys.stderr, flush=True)
+    """End the process, at once where it is one of several: an orderly end waits for the others, which wait for this one."""
+    if message:
+        with contextlib.suppress(OSError):  # of a stderr that is closed
+            print(message, file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # of a stdout that is full or closed
+        sys.stdout.flush()
     jax = sys.modules.get("jax")
     if jax is not None and jax.distributed.is_initialized():
-        sys.stdout.flush()
         os._exit(status)
     sys.exit(status)

@@ -16,7 +16,8 @@ import numpy as np
 
 from instancevg_jax.errors import InputError, run_command
 from instancevg_jax.files import write_atomically
-from instancevg_jax.inputs.pictures import clean_expression, load_picture
+from instancevg_jax.inputs.pictures import load_picture
+from instancevg_jax.inputs.text import clean_expression
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 

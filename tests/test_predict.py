@@ -125,7 +125,7 @@ def test_a_predictor_cannot_be_changed(asked: Predictor):
     ("arguments", "says"),
     [
         (([picture()], ["a", "b"]), "1 pictures and 2 expressions"),
-        (([picture()], [""]), "holds no words"),
+        (([picture()], [""]), "contains no words"),
         (([picture()], ["\u200b"]), "gives no tokens"),
         ((["nowhere.jpg"], ["a"]), r"nowhere\.jpg: no such file"),
         (([picture()], ["a"], 1.5), r"score_threshold is 1\.5"),
@@ -241,7 +241,7 @@ def test_bad_pictures_are_named(saved: Path, tmp_path: Path):
 
 @pytest.mark.parametrize("text", ["", "   ", "-", "?!"])
 def test_an_empty_expression_is_named(text: str):
-    with pytest.raises(InputError, match="holds no words"):
+    with pytest.raises(InputError, match="contains no words"):
         predict.main(["--image", "a.jpg", "--expression", text])
 
 

@@ -2,109 +2,121 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-from jaxtyping import Bool, Float64
-
 from data_pipelines import masks
-from data_pipelines.prepared.builders import split_name
-from data_pipelines.records import RLE, Box, Instance, Protocol, Record, by_split, is_training, select
+from data_pipelines.checking.conventions import Guess, guess, is_normalized, reading_of
+from data_pipelines.checking.frames import frame_of
+from data_pipelines.checking.geometry import (
+    box_is_empty,
+    crosses_itself,
+    drawing,
+    is_far,
+    is_far_outside,
+    is_outside,
+    polygon_is_empty,
+)
+from data_pipelines.checking.pictures import Picture
+from data_pipelines.records import RLE, Box, Instance, Protocol, Record, by_split, is_training, select, split_name
 from instancevg_jax.errors import InputError
-from instancevg_jax.inputs.pictures import clean_expression, load_picture
-from instancevg_jax.inputs.tokenizer import PAD, Tokenizer
+from instancevg_jax.inputs.text import clean_expression
+from instancevg_jax.inputs.tokenizer import PAD, UNK, Tokenizer
 
-_MARGIN = 1.0  # pixels that a box may reach beyond its picture: COCO's annotators rounded so
-_FAR = 0.3  # IoU of a box with the one around its mask; below, the two are of different objects or conventions
-_CHUNK = 512  # edges at a time: 4,000 points would take 0.7 GB at once
-KINDS = {  # what is looked for, in the table's order, and what --fix does about it
-    "unreadable record": "it is dropped",
-    "split that cannot be stored": "left as it is",
-    "missing picture": "the record is dropped",
-    "corrupt picture": "the record is dropped",
-    "size differs from the picture": "the picture's size is taken; dropped where a mask is stored at another size",
+KINDS = {  # every kind of fault, in the order of the table, and what --fix does about it
+    "unreadable record": "the record is dropped",
+    "read with a correction": "written as it was read",
+    "split that cannot be stored": "left as it is: rename it",
+    "missing picture": "the records of the picture are dropped",
+    "corrupt picture": "the records of the picture are dropped",
+    "size differs from the picture": "the picture's size is taken where it differs by rounding or is only exchanged",
+    "annotated before EXIF rotation": "the annotations are rotated as EXIF orientation rotates the picture",
+    "EXIF rotation and no size stated": "the record is dropped: state the width and height that were annotated",
+    "picture mirrored or turned by EXIF": "left as it is: compare with --draw",
     "null among objects": "the null is dropped",
+    "object without box and mask": "the record is dropped",
     "box without mask": "the record is dropped; left as it is under protocol strict, which fills the box",
     "mask without box": "the box is drawn around the mask",
-    "empty box": "drawn around the mask; without a mask the object is dropped",
-    "box outside the picture": "clipped",
-    "box far from its mask": "the box is drawn around the mask",
-    "empty polygon": "the polygon is dropped; a mask of nothing else becomes null",
-    "polygon with an odd number of coordinates": "the last one is dropped, as COCO's drawing does",
-    "mask cannot be drawn": "the mask is dropped, and what then is a box without mask treated so",
+    "empty box": "the box is drawn around the mask; without a mask the record is dropped",
+    "box outside the picture": "the box is clipped",
+    "box far outside the picture": "the record is dropped",
+    "box in another convention": "the box is drawn around the mask; without a mask the record is dropped",
+    "box perhaps in another convention": "left as it is: convert the annotations, or compare with --draw",
+    "box far from its mask": "the box is drawn around the mask if [x, y, width, height] or normalization explains it; "
+    "otherwise the record is dropped",
+    "empty polygon": "the polygon is dropped; the record, if no other polygon of the mask is left",
+    "polygon with an odd number of coordinates": "the last coordinate is dropped, as COCO's drawing does",
+    "polygon far outside the picture": "the record is dropped",
+    "mask cannot be drawn": "the record is dropped",
     "self-crossing polygon": "left as it is: it is drawn as COCO draws it",
     "more objects than max_targets": "left as it is: raise data.max_targets",
-    "empty expression": "the expression is dropped, and a record without any",
+    "empty expression": "the expression is dropped; the record, if no other expression is left",
     "expression longer than max_tokens": "left as it is: its end is cut off",
+    "words unknown to the tokenizer": "left as it is: they become <unk>",
     "one sentence, different objects": "left as it is",
     "duplicate id": "a number is appended",
     "no group": "left as it is: R-RefCOCO's metrics need the ranges of an instance_index.json",
-    "picture in train and in another split": "the training record is dropped",
+    "picture in train and in another split": "the training records of the picture are dropped",
 }
-_NOTES = {"self-crossing polygon", "expression longer than max_tokens", "one sentence, different objects"}
+_NOTES = {
+    "read with a correction",
+    "picture mirrored or turned by EXIF",
+    "self-crossing polygon",
+    "expression longer than max_tokens",
+    "words unknown to the tokenizer",
+    "one sentence, different objects",
+}
 
 
 @dataclass(frozen=True)
 class Rules:
     """What the data is meant for."""
 
-    tokenizer: Tokenizer | None = None  # without one, lengths are not looked at
+    tokenizer: Tokenizer | None = None  # without one, lengths and words are not checked
     max_tokens: int = 50
     max_targets: int = 10
     protocol: Protocol = "official"
     grouped: bool = False  # evaluation splits need groups (R-RefCOCO)
+    mixture: bool = False  # training pictures may be in other splits, as in the official mixture of RefCOCO/+/g
 
 
-def is_note(kind: str, protocol: Protocol) -> bool:
+def is_note(kind: str, rules: Rules) -> bool:
     """Whether faults of this kind do no harm."""
-    return kind in _NOTES or (kind == "box without mask" and protocol == "strict")
+    return (
+        kind in _NOTES
+        or (kind == "box without mask" and rules.protocol == "strict")
+        or (kind == "picture in train and in another split" and rules.mixture)
+    )
 
 
 class Fault(NamedTuple):
     """One thing that is wrong."""
 
     kind: str  # one of KINDS
-    where: str  # record id or file name
-    detail: str
-
-
-class Picture(NamedTuple):
-    """What a picture's file turned out to be: its size, or the kind of its fault."""
-
-    size: tuple[int, int] | None  # (height, width)
-    kind: str = ""
-    detail: str = ""
-
-
-def look_at_pictures(names: Sequence[str], folder: Path, num_workers: int) -> dict[str, Picture]:
-    """Decode every named picture once."""
-    with ThreadPoolExecutor(num_workers) as pool:
-        return dict(zip(names, pool.map(lambda name: _look_at(folder / name), names), strict=True))
+    record: str  # its id; "" where the fault is of a picture or a split
+    file: str  # name of the picture; "" where the record cannot be read
+    value: str  # what was found, for people
 
 
 def find(records: Sequence[Record], pictures: dict[str, Picture], rules: Rules) -> Iterator[Fault]:
-    """All faults, those of one record after those of another."""
+    """All faults, those of splits and pictures first, then record by record."""
     yield from _of_splits(records)
-    for name, picture in pictures.items():
-        if picture.kind:
-            yield Fault(picture.kind, name, picture.detail)
+    yield from _of_pictures(records, pictures)
+    suspicion = guess(records, pictures)
     for record in records:
-        yield from _of_record(record, pictures[record.picture].size)
+        yield from _of_record(record, pictures[record.picture], suspicion)
         yield from _of_expressions(record, rules.tokenizer, rules.max_tokens)
         count = len(select(record, rules.protocol).objects)
         if count > rules.max_targets:
-            yield Fault("more objects than max_targets", record.id, f"{count}, more than {rules.max_targets}")
+            yield _fault("more objects than max_targets", record, f"{count}, more than {rules.max_targets}")
         if rules.grouped and not record.group and not is_training(record.split):
-            yield Fault("no group", record.id, "")
+            yield _fault("no group", record, "")
     yield from _of_sentences(records)
     yield from _of_ids(records)
     shared = shared_pictures(records)
     trained = {r.image_key: r.picture for r in records if is_training(r.split) and r.image_key in shared}
     for name in sorted(trained.values()):
-        yield Fault("picture in train and in another split", name, "")
+        yield Fault("picture in train and in another split", "", name, "")
 
 
 def shared_pictures(records: Iterable[Record]) -> set[str]:
@@ -115,128 +127,112 @@ def shared_pictures(records: Iterable[Record]) -> set[str]:
     return sides[0] & sides[1]
 
 
-def crosses_itself(polygon: Sequence[float]) -> bool:
-    """Whether two edges of a closed polygon x, y, x, y, ... cross. Edges that only touch or overlap do not count."""
-    start = np.asarray(polygon, np.float64).reshape(-1, 2)
-    end = np.roll(start, -1, axis=0)
-    for i in range(0, len(start), _CHUNK):
-        ours, theirs = (start[i : i + _CHUNK], end[i : i + _CHUNK]), (start, end)
-        if (_splits(*ours, *theirs) & _splits(*theirs, *ours).T).any():
-            return True
-    return False
+def _fault(kind: str, record: Record, value: str) -> Fault:
+    return Fault(kind, record.id, record.picture, value)
 
 
-def box_is_empty(box: Box) -> bool:
-    """No width or no height."""
-    return not (box[2] > box[0] and box[3] > box[1])
+def _of_pictures(records: Sequence[Record], pictures: dict[str, Picture]) -> Iterator[Fault]:
+    annotated = {r.picture for r in records if any(i.box or i.segmentation for i in r.instances)}
+    for name, picture in pictures.items():
+        if picture.kind:
+            yield Fault(picture.kind, "", name, picture.detail)
+        elif name in annotated and picture.orientation > 1 and not (picture.orientation >= 5 and _is_oblong(picture)):
+            value = f"EXIF orientation {picture.orientation}; annotations have to fit the picture as viewers show it"
+            yield Fault("picture mirrored or turned by EXIF", "", name, value)
 
 
-def polygon_is_empty(polygon: Sequence[float]) -> bool:
-    """Fewer than three points, or no area at all."""
-    points = np.asarray(polygon[: len(polygon) // 2 * 2], np.float64).reshape(-1, 2)
-    return len(points) < 3 or bool((points == points[0]).all(axis=0).any())
+def _is_oblong(picture: Picture) -> bool:
+    return picture.size is not None and picture.size[0] != picture.size[1]
 
 
-def is_far(box: Box, mask: RLE) -> bool:
-    """Whether a box has little in common with the one around the mask of its object."""
-    around = masks.bounds(mask)
-    shared = max(0, min(box[2], around[2]) - max(box[0], around[0]))
-    shared *= max(0, min(box[3], around[3]) - max(box[1], around[1]))
-    areas = [(x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in (box, around)]
-    return shared < _FAR * (sum(areas) - shared)
-
-
-def _splits(
-    start: Float64[np.ndarray, "n 2"],
-    end: Float64[np.ndarray, "n 2"],
-    other_start: Float64[np.ndarray, "m 2"],
-    other_end: Float64[np.ndarray, "m 2"],
-) -> Bool[np.ndarray, "n m"]:
-    """Which of n edges' lines have the ends of which of m others on their two sides."""
-    return _side(start, end, other_start) * _side(start, end, other_end) < 0
-
-
-def _side(
-    start: Float64[np.ndarray, "n 2"], end: Float64[np.ndarray, "n 2"], points: Float64[np.ndarray, "m 2"]
-) -> Float64[np.ndarray, "n m"]:
-    """On which side of each edge each point lies: the sign of the cross product."""
-    edge, offset = (end - start)[:, None], points[None] - start[:, None]
-    return edge[..., 0] * offset[..., 1] - edge[..., 1] * offset[..., 0]
-
-
-def _look_at(path: Path) -> Picture:
-    if not path.is_file():
-        return Picture(None, "missing picture", str(path))
-    try:
-        height, width = load_picture(path).shape[:2]
-    except InputError as error:
-        return Picture(None, "corrupt picture", str(error))
-    return Picture((height, width))
-
-
-def _of_record(record: Record, size: tuple[int, int] | None) -> Iterator[Fault]:
-    if size and (record.height, record.width) not in (size, (0, 0)):
-        stated = f"stated {record.width} x {record.height}, the picture has {size[1]} x {size[0]}"
-        yield Fault("size differs from the picture", record.id, stated)
+def _of_record(record: Record, picture: Picture, suspicion: Guess) -> Iterator[Fault]:
+    size, frame = picture.size, frame_of(record, picture) if picture.size else "shown"
     height, width = (record.height, record.width) if record.height else size or (0, 0)
-    null = [i for i in record.instances if i.box is None and i.segmentation is None]
-    if null and len(null) < len(record.instances):
-        yield Fault("null among objects", record.id, f"{len(null)} of {len(record.instances)}")
+    if frame == "unknown":
+        value = f"EXIF orientation {picture.orientation} shows the picture as {_size(size)}"
+        yield _fault(
+            "EXIF rotation and no size stated", record, f"{value}; the annotations may be of the stored pixels"
+        )
+        return
+    if frame == "stored":
+        value = (
+            f"they are of the stored {_size(picture.stored_size)}; EXIF orientation {picture.orientation} shows it as "
+        )
+        yield _fault("annotated before EXIF rotation", record, value + _size(size))
+        height, width = picture.stored_size or (0, 0)
+    elif size and (record.height, record.width) not in (size, (0, 0)):
+        value = f"stated {_size((record.height, record.width))}, the picture has {_size(size)}"
+        yield _fault("size differs from the picture", record, value)
+    null = sum(i.box is None and i.segmentation is None for i in record.instances)
+    if null and null < len(record.instances):
+        yield _fault("null among objects", record, f"{null} of {len(record.instances)}")
     for instance in record.instances:
-        if instance in null:
-            continue
-        yield from _of_box(record, instance, height, width)
-        if height:
-            yield from _of_mask(record, instance, height, width)
+        if instance.box is not None or instance.segmentation is not None:
+            yield from _of_box(record, instance, height, width, suspicion)
+            if instance.segmentation and height:
+                yield from _of_mask(record, instance, height, width)
 
 
-def _of_box(record: Record, instance: Instance, height: int, width: int) -> Iterator[Fault]:
-    if instance.box is None:
-        yield Fault("mask without box", record.id, instance.id)
+def _of_box(record: Record, instance: Instance, height: int, width: int, suspicion: Guess) -> Iterator[Fault]:
+    box = instance.box
+    if box is None:
+        yield _fault(
+            "mask without box" if instance.segmentation else "object without box and mask", record, instance.id
+        )
         return
     if not instance.segmentation:
-        yield Fault("box without mask", record.id, instance.id)
-    x1, y1, x2, y2 = instance.box
-    shown = f"({x1:g}, {y1:g}, {x2:g}, {y2:g}) in {width} x {height}"
-    if box_is_empty(instance.box):
-        yield Fault("empty box", record.id, shown)
-    if height and (min(x1, y1) < -_MARGIN or x2 > width + _MARGIN or y2 > height + _MARGIN):
-        yield Fault("box outside the picture", record.id, shown)
+        yield _fault("box without mask", record, instance.id)
+    value = f"{_shown(box)} in {width} x {height}"
+    if height and is_normalized(box, (height, width)):
+        yield _fault("box in another convention", record, f"{value} looks normalized to 0..1")
+    elif height and not instance.segmentation and suspicion.cause:
+        kind = "box in another convention" if suspicion.certain else "box perhaps in another convention"
+        yield _fault(kind, record, f"{value}; all boxes without a mask look like {suspicion.cause}")
+    elif box_is_empty(box):
+        yield _fault("empty box", record, value)
+    elif height and is_far_outside(box, height, width):
+        if not instance.segmentation:  # else its mask may explain the box: see _of_mask
+            yield _fault("box far outside the picture", record, value)
+    elif height and is_outside(box, height, width):
+        yield _fault("box outside the picture", record, value)
 
 
 def _of_mask(record: Record, instance: Instance, height: int, width: int) -> Iterator[Fault]:
-    if isinstance(instance.segmentation, list):
-        empty = [polygon_is_empty(p) for p in instance.segmentation]
-        odd = [len(p) for p in instance.segmentation if len(p) % 2]
-        if any(empty) or not instance.segmentation:
-            yield Fault("empty polygon", record.id, f"{sum(empty)} of {len(empty)}")
-        if odd:
-            yield Fault("polygon with an odd number of coordinates", record.id, f"{odd[0]}")
-        if any(
-            not bad and len(p) % 2 == 0 and crosses_itself(p)
-            for bad, p in zip(empty, instance.segmentation, strict=True)
-        ):
-            yield Fault("self-crossing polygon", record.id, instance.id)
+    polygons = instance.segmentation if isinstance(instance.segmentation, list) else []
+    normalized = bool(polygons) and is_normalized((v for p in polygons for v in p), (height, width))
+    far = [p for p in polygons if is_far_outside(p, height, width)]
+    if far:
+        value = f"coordinates from {min(far[0]):g} to {max(far[0]):g} in a picture of {width} x {height}"
+        yield _fault("polygon far outside the picture", record, value)
+        return
+    if not normalized:
+        yield from _of_polygons(record, instance.id, polygons)
     mask, problem = drawing(instance, height, width)
-    if problem:
-        yield Fault("mask cannot be drawn", record.id, problem)
-    elif mask and instance.box and not box_is_empty(instance.box) and is_far(instance.box, mask):
-        shown = "({:g}, {:g}, {:g}, {:g}) and ({:g}, {:g}, {:g}, {:g})".format(*instance.box, *masks.bounds(mask))
-        yield Fault("box far from its mask", record.id, shown)
+    if normalized or problem:
+        value = "its coordinates look normalized to 0..1" if normalized else problem
+        yield _fault("mask cannot be drawn", record, value)
+    elif mask and instance.box and not is_normalized(instance.box, (height, width)):
+        yield from _of_box_and_mask(record, instance.box, mask)
 
 
-def drawing(instance: Instance, height: int, width: int) -> tuple[RLE | None, str]:
-    """The mask of an object, if it has one, and why it cannot be drawn or has no pixel; "" where all is well."""
-    segmentation = instance.segmentation
-    if isinstance(segmentation, list):
-        segmentation = [p for p in segmentation if not polygon_is_empty(p)]
-    if not segmentation:
-        return None, ""
-    try:
-        mask = masks.to_rle(segmentation, height, width)
-    except InputError as error:
-        return None, str(error)
-    return mask, "" if masks.area(mask) else "no pixel of it lies in the picture"
+def _of_box_and_mask(record: Record, box: Box, mask: RLE) -> Iterator[Fault]:
+    value = f"{_shown(box)} and {_shown(masks.bounds(mask))} around the mask"
+    cause = reading_of(box, mask)
+    if not box_is_empty(box) and is_far(box, mask):
+        yield _fault("box far from its mask", record, value + (f"; the box looks like {cause}" if cause else ""))
+    elif is_far_outside(box, mask.height, mask.width):
+        yield _fault("box far outside the picture", record, value)
+
+
+def _of_polygons(record: Record, name: str, polygons: list[list[float]]) -> Iterator[Fault]:
+    drawn = [p for p in polygons if not polygon_is_empty(p)]
+    odd = [len(p) for p in drawn if len(p) % 2]
+    if 0 < len(drawn) < len(polygons):  # a mask of nothing else cannot be drawn
+        yield _fault("empty polygon", record, f"{len(polygons) - len(drawn)} of {len(polygons)}")
+    if odd:
+        yield _fault("polygon with an odd number of coordinates", record, f"{odd[0]}")
+    if any(len(p) % 2 == 0 and crosses_itself(p) for p in drawn):
+        yield _fault("self-crossing polygon", record, name)
 
 
 def _of_splits(records: Iterable[Record]) -> Iterator[Fault]:
@@ -245,10 +241,11 @@ def _of_splits(records: Iterable[Record]) -> Iterator[Fault]:
         try:
             other = names.setdefault(split_name(split), split)
         except InputError as error:
-            yield Fault("split that cannot be stored", split, str(error))
+            yield Fault("split that cannot be stored", "", "", str(error))
         else:
             if other != split:
-                yield Fault("split that cannot be stored", split, f"{other!r} would be stored under the same name")
+                value = f"{split!r} and {other!r} would be stored under the same name"
+                yield Fault("split that cannot be stored", "", "", value)
 
 
 def _of_sentences(records: Iterable[Record]) -> Iterator[Fault]:
@@ -258,7 +255,7 @@ def _of_sentences(records: Iterable[Record]) -> Iterator[Fault]:
         for expression in record.expressions:
             key = (record.split, record.image_key, expression.lower().strip())
             if meant.setdefault(key, objects) != objects:
-                yield Fault("one sentence, different objects", record.id, repr(expression))
+                yield _fault("one sentence, different objects", record, repr(expression))
 
 
 def _of_expressions(record: Record, tokenizer: Tokenizer | None, max_tokens: int) -> Iterator[Fault]:
@@ -267,14 +264,31 @@ def _of_expressions(record: Record, tokenizer: Tokenizer | None, max_tokens: int
             cleaned = clean_expression(expression)
             last = tokenizer.encode(cleaned, max_tokens + 1)[0][-1] if tokenizer else PAD
         except InputError:
-            yield Fault("empty expression", record.id, repr(expression))
+            yield _fault("empty expression", record, repr(expression))
             continue
         if last != PAD:
-            yield Fault("expression longer than max_tokens", record.id, repr(expression))
+            yield _fault("expression longer than max_tokens", record, repr(expression))
+        if tokenizer and (unknown := _unknown_words(tokenizer, cleaned)):
+            yield _fault("words unknown to the tokenizer", record, f"{', '.join(unknown)} in {expression!r}")
+
+
+def _unknown_words(tokenizer: Tokenizer, cleaned: str) -> list[str]:
+    words = dict.fromkeys(cleaned.split())
+    return [word for word in words if UNK in tokenizer.encode(word, len(word) + 4)[0]]
 
 
 def _of_ids(records: Sequence[Record]) -> Iterator[Fault]:
     counts = Counter((record.split, record.id) for record in records)
+    files = {(record.split, record.id): record.picture for record in records}
     for (split, name), count in counts.items():
         if count > 1:
-            yield Fault("duplicate id", name, f"{count} times in {split}")
+            yield Fault("duplicate id", name, files[split, name], f"{count} times in {split}")
+
+
+def _size(size: tuple[int, int] | None) -> str:
+    """(height, width) as people write it."""
+    return f"{size[1]} x {size[0]}" if size else "unknown"
+
+
+def _shown(box: Sequence[float]) -> str:
+    return "({:g}, {:g}, {:g}, {:g})".format(*box)

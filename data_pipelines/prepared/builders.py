@@ -1,33 +1,43 @@
-"""Two TFDS builders, `Referring` for the records and `Pictures` for what they are about, each with one config a family.
+"""Two TFDS builders, `Referring` for the records and `Pictures` for their pictures, each with one config per family.
 
-Without TensorFlow: array_record files, read by `as_data_source`. A picture is stored once, as the bytes of its file; a
-record points to it. Masks are stored as run lengths: drawn once, here, and not once an epoch. Records keep the annotation
-file's order. A "+" in a split's name becomes "plus", for TFDS reads it as a sum.
+TensorFlow is not needed: the files are array_records, read by `as_data_source`. A picture is stored once, as the bytes of
+its file; records point to it. Masks are stored as run lengths: they are drawn once, here, and not in every epoch. Records
+keep the annotation file's order. A "+" in a split's name becomes "plus", because TFDS reads it as a sum.
 """
 
-import hashlib
-import re
+import contextlib
+import io
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from tqdm import tqdm
 
 from data_pipelines import masks
-from data_pipelines.records import RLE, Box, Instance, Record, Segmentation, by_split, is_partial, is_training, units
-from instancevg_jax.errors import InputError
-from instancevg_jax.inputs.pictures import decode_picture
+from data_pipelines.checking.frames import frame_of
+from data_pipelines.checking.pictures import Picture, orientation_of
+from data_pipelines.records import (
+    FAMILIES,
+    RLE,
+    Box,
+    Instance,
+    Protocol,
+    Record,
+    Segmentation,
+    by_split,
+    is_partial,
+    is_training,
+    select,
+    split_names,
+    units,
+)
+from instancevg_jax.errors import InputError, first_line
+from instancevg_jax.inputs.pictures import decode_picture, read_file
 
-FAMILIES = {
-    "refcoco": "RefCOCO, RefCOCO+ and RefCOCOg: one object a sentence",
-    "grefcoco": "gRefCOCO: none, one or many objects a sentence",
-    "refzom": "Ref-ZOM: none, one or many objects a sentence",
-    "rrefcoco": "R-RefCOCO, R-RefCOCO+, R-RefCOCOg: sentences of one object in groups, with negatives",
-    "custom": "anyone's own",
-}
 PICTURES_SPLIT = "pictures"
 _NULL, _EMPTY = "", "-"  # stored for null and for an empty segmentation; no run length looks like them
 _CHUNK = 64  # pictures in flight for each worker
@@ -48,7 +58,7 @@ class Pictures(tfds.core.GeneratorBasedBuilder):
 
     def _info(self) -> tfds.core.DatasetInfo:
         features = {"file_name": tfds.features.Text(), "bytes": tfds.features.Text()}
-        return _dataset_info(self, features, {"file_names": [], "sizes": [], "digest": ""})
+        return _dataset_info(self, features, {"file_names": [], "sizes": [], "orientations": [], "digest": ""})
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict]]]:
         return {PICTURES_SPLIT: self._generate_examples()}
@@ -57,18 +67,23 @@ class Pictures(tfds.core.GeneratorBasedBuilder):
         metadata = self.info.metadata
         assert metadata is not None
         metadata["digest"] = self.digest
-        with ThreadPoolExecutor(self.num_workers) as pool:
+        bar = tqdm(total=len(self.names), desc="pictures", unit=" pictures", mininterval=0.5)
+        with ThreadPoolExecutor(self.num_workers) as pool, bar:
             for start in range(0, len(self.names), step := _CHUNK * self.num_workers):
                 chunk = self.names[start : start + step]
-                for i, (name, (data, size)) in enumerate(zip(chunk, pool.map(self._read, chunk), strict=True), start):
+                for i, (name, (data, picture)) in enumerate(
+                    zip(chunk, pool.map(self._read, chunk), strict=True), start
+                ):
                     metadata["file_names"].append(name)
-                    metadata["sizes"].append(size)
+                    metadata["sizes"].append(picture.size)
+                    metadata["orientations"].append(picture.orientation)
+                    bar.update()
                     yield i, {"file_name": name, "bytes": data}
 
-    def _read(self, name: str) -> tuple[bytes, tuple[int, int]]:
-        data = (self.folder / name).read_bytes()
+    def _read(self, name: str) -> tuple[bytes, Picture]:
+        data = read_file(self.folder / name)
         height, width = decode_picture(data, str(self.folder / name)).shape[:2]
-        return data, (height, width)
+        return data, Picture((height, width), orientation=orientation_of(io.BytesIO(data), (height, width)))
 
 
 class Referring(tfds.core.GeneratorBasedBuilder):
@@ -79,7 +94,7 @@ class Referring(tfds.core.GeneratorBasedBuilder):
     BUILDER_CONFIGS = _CONFIGS
     pkg_dir_path = tfds.core.Path(__file__).parent
     splits: dict[str, list[Record]] = {}  # noqa: RUF012
-    pictures: dict[str, tuple[int, tuple[int, int]]] = {}  # noqa: RUF012  file name -> index, (height, width)
+    pictures: dict[str, tuple[int, Picture]] = {}  # noqa: RUF012  file name -> index, what it is
     digests: dict[str, str] = {}  # noqa: RUF012  of the records, and of the pictures they point to
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -96,7 +111,9 @@ class Referring(tfds.core.GeneratorBasedBuilder):
             "masks": tfds.features.Sequence(text),
             "object_ids": tfds.features.Sequence(text),
         }
-        return _dataset_info(self, features, {"units": {}, "partial": {}, "ungrouped": {}, "digests": {}})
+        return _dataset_info(
+            self, features, {"units": {}, "partial": {}, "ungrouped": {}, "with_objects": {}, "digests": {}}
+        )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict]]]:
         metadata = self.info.metadata
@@ -104,14 +121,17 @@ class Referring(tfds.core.GeneratorBasedBuilder):
         metadata["units"] = {s: [u.start for u in units(r)] for s, r in self.splits.items() if is_training(s)}
         metadata["partial"] = {s: _first(r for r in found if is_partial(r)) for s, found in self.splits.items()}
         metadata["ungrouped"] = {s: _first(r for r in found if not r.group) for s, found in self.splits.items()}
+        metadata["with_objects"] = {s: _with_objects(found) for s, found in self.splits.items()}
         metadata["digests"] = self.digests
         return {split: self._generate_examples(records) for split, records in self.splits.items()}
 
     def _generate_examples(self, records: Sequence[Record]) -> Iterator[tuple[int, dict]]:
-        for i, record in enumerate(records):
-            index, size = self.pictures[record.picture]
+        for i, record in enumerate(tqdm(records, desc="records", unit=" records", mininterval=0.5)):
+            index, picture = self.pictures[record.picture]
+            assert picture.size
             try:
-                yield i, {"picture": index, **to_example(record, *size)}
+                _check_frame(record, picture)
+                yield i, {"picture": index, **to_example(record, *picture.size)}
             except InputError as error:
                 raise InputError(f"record {record.id} ({record.picture}): {error}") from error
 
@@ -119,77 +139,67 @@ class Referring(tfds.core.GeneratorBasedBuilder):
 def write_pictures(
     family: str, data_dir: Path, names: Sequence[str], folder: Path, digest: str, num_workers: int
 ) -> Pictures:
-    """Write the named pictures of `folder`, or take what an earlier call has written of the same `pictures_digest`.
+    """Write the named pictures of `folder`, or keep what an earlier call has written of the same `pictures_digest`.
 
-    Atomic: a temporary folder is renamed at the end. Raises InputError for a damaged picture.
+    Atomic: a temporary folder is renamed at the end. Raises InputError for a damaged picture, and where nothing can be written.
     """
     builder = Pictures(config=family, data_dir=str(data_dir), file_format="array_record")
-    if Path(builder.data_path).is_dir() and (builder.info.metadata or {}).get("digest") != digest:
+    made = builder.info.metadata or {}
+    if Path(builder.data_path).is_dir() and not (made.get("digest") == digest and "orientations" in made):
         shutil.rmtree(builder.data_path)
         builder = Pictures(config=family, data_dir=str(data_dir), file_format="array_record")
     builder.names, builder.folder, builder.num_workers, builder.digest = names, folder, num_workers, digest
-    builder.download_and_prepare()
+    _write(builder)
     return builder
 
 
 def write_records(family: str, data_dir: Path, records: Sequence[Record], digest: str, pictures: Pictures) -> Referring:
     """Write the records, whose pictures `write_pictures` has written, in place of any that are there. Atomic.
 
-    Raises InputError where a picture's size is not the stated one, or a mask cannot be drawn.
+    Raises InputError where a picture's size is not the stated one, annotations are not of the picture as it is shown, a mask
+    cannot be drawn, or nothing can be written.
     """
     metadata = pictures.info.metadata or {}
-    stored = zip(metadata["file_names"], metadata["sizes"], strict=True)
+    stored = zip(metadata["file_names"], metadata["sizes"], metadata["orientations"], strict=True)
     shutil.rmtree(data_dir / Referring.name / family, ignore_errors=True)
     builder = Referring(config=family, data_dir=str(data_dir), file_format="array_record")
     builder.splits = {name: found for name, found in zip(split_names(records), by_split(records).values(), strict=True)}
-    builder.pictures = {name: (i, (height, width)) for i, (name, (height, width)) in enumerate(stored)}
+    builder.pictures = {
+        name: (i, Picture((height, width), orientation=turned))
+        for i, (name, (height, width), turned) in enumerate(stored)
+    }
     builder.digests = {"records": digest, "pictures": metadata["digest"]}
-    builder.download_and_prepare()
+    _write(builder)
     return builder
 
 
-def pictures_digest(names: Iterable[str], folder: Path) -> str:
-    """What tells pictures from others: their names and the lengths of their files.
-
-    Raises InputError for a picture that is not there.
-    """
-    digest = hashlib.sha256()
-    for name in names:
-        path = folder / name
-        if not path.is_file():
-            raise InputError(
-                f"{path}: no such file, but the annotations name it; data_pipelines.check lists all of these"
-            )
-        digest.update(f"{name}\0{path.stat().st_size}\n".encode())
-    return digest.hexdigest()
+def _write(builder: tfds.core.DatasetBuilder) -> None:
+    """Make the data set without TFDS's messages, which speak of downloads."""
+    tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            builder.download_and_prepare()
+    except InputError:
+        raise
+    except (OSError, RuntimeError, ValueError) as error:  # the last two are array_record's; TFDS adds to the message
+        raise InputError(f"{builder.data_path}: cannot be written ({first_line(error)})") from error
 
 
-def records_digest(records: Iterable[Record]) -> str:
-    """What tells records from others: all that they hold, and their order."""
-    digest = hashlib.sha256()
-    for record in records:
-        digest.update(repr(record).encode())
-    return digest.hexdigest()
+def _check_frame(record: Record, picture: Picture) -> None:
+    if picture.orientation >= 5 and (frame := frame_of(record, picture)) != "shown":
+        assert picture.size
+        height, width = picture.size
+        cause = "are of the picture before" if frame == "stored" else "may be of the picture before"
+        raise InputError(
+            f"the annotations {cause} EXIF orientation {picture.orientation} rotates it to {width} x {height}; "
+            "data_pipelines.check --fix OUT.jsonl rotates them where a stated width and height tell"
+        )
 
 
-def split_names(records: Iterable[Record]) -> list[str]:
-    """The records' splits in order, as TFDS can take them. Raises InputError for one that it cannot, and for two of one name."""
-    names: dict[str, str] = {}
-    for split in by_split(records):
-        other = names.setdefault(split_name(split), split)
-        if other != split:
-            raise InputError(
-                f"splits {other!r} and {split!r} would both be stored as {split_name(split)!r}; rename one"
-            )
-    return list(names)
-
-
-def split_name(split: str) -> str:
-    """A split's name as TFDS can take it. Raises InputError for one that it cannot."""
-    name = split.replace("+", "plus")
-    if not re.fullmatch(r"\w+", name) or name == "all":
-        raise InputError(f"a split is called {split!r}; expected letters, digits and _, and not 'all'")
-    return name
+def _with_objects(records: Sequence[Record]) -> dict[Protocol, int]:
+    """How many records have an object under each protocol."""
+    protocols: tuple[Protocol, ...] = ("official", "strict")
+    return {protocol: sum(bool(select(r, protocol).objects) for r in records) for protocol in protocols}
 
 
 def to_example(record: Record, height: int, width: int) -> dict[str, Any]:

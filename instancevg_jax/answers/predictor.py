@@ -19,7 +19,8 @@ from instancevg_jax import checkpoint
 from instancevg_jax.answers.postprocess import Grounding, postprocess, to_original_size
 from instancevg_jax.config import Config
 from instancevg_jax.errors import InputError
-from instancevg_jax.inputs.pictures import Picture, clean_expression, load_picture, prepare_picture
+from instancevg_jax.inputs.pictures import Picture, load_picture, prepare_picture
+from instancevg_jax.inputs.text import clean_expression
 from instancevg_jax.inputs.tokenizer import Tokenizer
 from instancevg_jax.models.instancevg import InstanceVG
 from instancevg_jax.types import Outputs, Predictions

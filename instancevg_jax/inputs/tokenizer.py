@@ -70,7 +70,7 @@ class Tokenizer:
         return self._model_bytes
 
     def encode(self, text: str, max_tokens: int) -> tuple[Int32[np.ndarray, " L"], Bool[np.ndarray, " L"]]:
-        """Ids of a cleaned sentence (see `preprocess.clean_expression`), padded to `max_tokens`, and which are real.
+        """Ids of a cleaned sentence (see `text.clean_expression`), padded to `max_tokens`, and which are real.
 
         At most `max_tokens - 2` pieces are kept, between BOS and EOS. Special tokens written in the sentence ("<unk>")
         are taken as such, as the original's tokenizer does. Raises InputError where not one piece comes out.
@@ -87,6 +87,10 @@ class Tokenizer:
     def num_pieces(self, text: str) -> int:
         """How many tokens a cleaned sentence has before it is cut, BOS and EOS not counted."""
         return len(self._piece_ids(text))
+
+    def knows(self, text: str) -> bool:
+        """Whether a cleaned text has no piece outside the vocabulary (`<unk>`)."""
+        return UNK not in self._piece_ids(text)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of ids, without BOS, PAD and EOS. Raises InputError for an id outside the vocabulary."""

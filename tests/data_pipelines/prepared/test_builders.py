@@ -13,10 +13,10 @@ import pytest
 import tensorflow_datasets as tfds
 
 from data_pipelines import masks
-from data_pipelines.prepare import _side_folder, prepare
-from data_pipelines.prepared.builders import split_name
+from data_pipelines.prepare import prepare
+from data_pipelines.prepared.folders import side_folder
 from data_pipelines.prepared.sources import Folder, Prepared
-from data_pipelines.records import Record
+from data_pipelines.records import Record, split_name
 from data_pipelines.transforms import Transform
 from instancevg_jax.errors import InputError
 from instancevg_jax.inputs.tokenizer import Tokenizer
@@ -123,9 +123,10 @@ def test_records_beside_other_pictures_are_refused(tmp_path: Path, images: Path,
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from data_pipelines import prepare, referring
+from data_pipelines import prepare
+from data_pipelines.prepared import builders
 place, calls, (annotations, images, out) = sys.argv[1], int(sys.argv[2]), map(Path, sys.argv[3:])
-module, name = {"pictures": (referring, "decode_picture"), "records": (referring, "to_example"), "swap": (Path, "rename")}[place]
+module, name = {"pictures": (builders, "decode_picture"), "records": (builders, "to_example"), "swap": (Path, "rename")}[place]
 whole, left = getattr(module, name), [calls]
 def dying(*arguments):
     left[0] -= 1
@@ -178,7 +179,7 @@ def test_pictures_of_a_killed_run_are_taken_up(tmp_path: Path, images: Path, fil
 
 
 def test_two_at_once_are_refused(tmp_path: Path, images: Path, file: Path):
-    with _side_folder(tmp_path / "out", "custom"), pytest.raises(InputError, match="another prepare is at work there"):
+    with side_folder(tmp_path / "out", "custom"), pytest.raises(InputError, match="another prepare is writing there"):
         prepare("custom", [file], images, tmp_path / "out")
 
 
@@ -233,7 +234,7 @@ def test_names_are_checked(tmp_path: Path, images: Path, file: Path):
 
 
 def test_tensorflow_stays_out():
-    code = "import sys, data_pipelines.prepare, data_pipelines.sources; sys.exit('tensorflow' in sys.modules)"
+    code = "import sys, data_pipelines.prepared.sources; sys.exit('tensorflow' in sys.modules)"
     root = Path(__file__).parents[3]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
 

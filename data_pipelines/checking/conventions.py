@@ -1,0 +1,102 @@
+"""How boxes are meant that are no corners in pixels: [x, y, width, height], or normalized to 0..1 or 0..1000."""
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from data_pipelines import masks
+from data_pipelines.checking.geometry import box_is_empty, iou, is_far_outside, is_outside
+from data_pipelines.checking.pictures import Picture
+from data_pipelines.records import RLE, Box, Record
+
+_SAME = 0.7  # IoU from which a box that is read in another way is the box of the mask
+_ENOUGH = 8  # distinct boxes from which the lack of larger coordinates says something
+_SMALL = 0.15  # mean area as corners over area as width and height; 1 for a box at the top left corner
+Size = tuple[int, int]  # (height, width)
+
+
+class Guess(NamedTuple):
+    """The likely convention of all boxes without a mask, taken together."""
+
+    cause: str = ""  # "" where they seem to be what they should be
+    certain: bool = False  # some box is impossible as it is, and every one is possible in the convention
+
+
+_READINGS: dict[str, Callable[[Box, Size], Box]] = {
+    "[x, y, width, height]": lambda b, size: (b[0], b[1], b[0] + b[2], b[1] + b[3]),
+    "corners [x1, y1, x2, y2], where [x, y, width, height] is expected": lambda b, size: (
+        b[0],
+        b[1],
+        b[2] - b[0],
+        b[3] - b[1],
+    ),
+    "normalized to 0..1": lambda b, size: (b[0] * size[1], b[1] * size[0], b[2] * size[1], b[3] * size[0]),
+    "normalized to 0..1000": lambda b, size: (
+        b[0] * size[1] / 1000,
+        b[1] * size[0] / 1000,
+        b[2] * size[1] / 1000,
+        b[3] * size[0] / 1000,
+    ),
+}
+_THOUSAND = "normalized to 0..1000"
+
+
+def is_normalized(coordinates: Iterable[float], size: Size) -> bool:
+    """Whether coordinates look normalized to 0..1: all of them lie in the picture's first pixel, or are fractions near it."""
+    values = list(coordinates)
+    if not values or min(size) < 4 or min(values) < 0:
+        return False
+    return max(values) <= 1 or (max(values) <= 2 and any(v != int(v) for v in values))  # x + width may exceed 1
+
+
+def reading_of(box: Box, mask: RLE) -> str:
+    """The convention in which a box agrees with the mask of its object; "" where none does."""
+    bounds, size = masks.bounds(mask), (mask.height, mask.width)
+    return next((name for name, read in _READINGS.items() if iou(read(box, size), bounds) >= _SAME), "")
+
+
+def guess(records: Iterable[Record], pictures: dict[str, Picture]) -> Guess:
+    """The likely convention of the boxes that have no mask to compare them with."""
+    found = [
+        (instance.box, size)
+        for record in records
+        if (size := pictures[record.picture].size)
+        for instance in record.instances
+        if instance.box and not instance.segmentation and not is_normalized(instance.box, size)
+    ]
+    boxes = list(dict.fromkeys(found))
+    if not boxes:
+        return Guess()
+    if any(_is_impossible(box, size) for box, size in boxes):
+        cause = _cause_of_impossible(boxes)
+        return Guess(cause, certain=bool(cause))
+    if _fit("[x, y, width, height]", boxes) and sum(_shrinkage(box) for box, _ in boxes) < _SMALL * len(boxes):
+        return Guess("[x, y, width, height]")
+    largest, sides = max(max(box) for box, _ in boxes), min(min(size) for _, size in boxes)
+    if len(boxes) >= _ENOUGH and 900 < largest <= 1000 and sides >= 1500:
+        return Guess(_THOUSAND)
+    return Guess()
+
+
+def _cause_of_impossible(boxes: list[tuple[Box, Size]]) -> str:
+    for name in list(_READINGS)[:2]:
+        if _fit(name, boxes):
+            return name
+    outside = [is_far_outside(box, *size) for box, size in boxes]
+    both_axes = any(box[2] > size[1] and box[3] > size[0] for box, size in boxes)
+    in_range = all(0 <= v <= 1000 for box, _ in boxes for v in box) and not any(box_is_empty(b) for b, _ in boxes)
+    return _THOUSAND if in_range and both_axes and 2 * sum(outside) >= len(boxes) else ""
+
+
+def _fit(name: str, boxes: list[tuple[Box, Size]]) -> bool:
+    """Whether every box is possible when it is read in another convention."""
+    read = _READINGS[name]
+    return not any(box_is_empty(read(box, size)) or is_outside(read(box, size), *size) for box, size in boxes)
+
+
+def _is_impossible(box: Box, size: Size) -> bool:
+    return box_is_empty(box) or is_far_outside(box, *size)
+
+
+def _shrinkage(box: Box) -> float:
+    """Area of the box as corners over its area as width and height."""
+    return (box[2] - box[0]) * (box[3] - box[1]) / (box[2] * box[3])

@@ -1,0 +1,58 @@
+"""The pictures that annotations name: whether they can be read, their sizes, and whether EXIF data turns them."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from PIL import ExifTags, Image
+from tqdm import tqdm
+
+from instancevg_jax.errors import InputError
+from instancevg_jax.inputs.pictures import load_picture
+
+_DAMAGED_EXIF = (OSError, ValueError, SyntaxError, TypeError, KeyError, IndexError)  # what PIL raises
+
+
+class Picture(NamedTuple):
+    """What the file of a picture turned out to be: its size, or the kind of its fault."""
+
+    size: tuple[int, int] | None  # (height, width) as it is shown, EXIF orientation applied
+    kind: str = ""
+    detail: str = ""
+    orientation: int = 1  # EXIF's: 1 upright, 2 mirrored, 3 upside down, 4 both, 5 to 8 with height and width exchanged
+
+    @property
+    def stored_size(self) -> tuple[int, int] | None:
+        """(height, width) of the file's pixels before EXIF orientation is applied."""
+        return (self.size[1], self.size[0]) if self.size and self.orientation >= 5 else self.size
+
+
+def look_at_pictures(names: Sequence[str], folder: Path, num_workers: int) -> dict[str, Picture]:
+    """Decode every named picture once, with a progress bar on stderr."""
+    with ThreadPoolExecutor(num_workers) as pool:
+        found = pool.map(lambda name: _look_at(folder / name), names)
+        bar = tqdm(found, desc="reading pictures", total=len(names), unit=" pictures", mininterval=0.5)
+        return dict(zip(names, bar, strict=True))
+
+
+def _look_at(path: Path) -> Picture:
+    try:
+        if not path.is_file():
+            return Picture(None, "missing picture", str(path))
+        height, width = load_picture(path).shape[:2]
+    except (InputError, OSError) as error:
+        return Picture(None, "corrupt picture", str(error))
+    return Picture((height, width), orientation=orientation_of(path, (height, width)))
+
+
+def orientation_of(file: Path | BinaryIO, shown: tuple[int, int]) -> int:
+    """EXIF's orientation of a picture whose (height, width) is `shown`; 1 where there is none or decoding does not apply it."""
+    try:
+        with Image.open(file) as image:
+            orientation, stored = image.getexif().get(ExifTags.Base.Orientation, 1), (image.height, image.width)
+    except _DAMAGED_EXIF:
+        return 1
+    if not isinstance(orientation, int) or not 1 <= orientation <= 8:
+        return 1
+    return 1 if orientation >= 5 and stored == shown and shown[0] != shown[1] else orientation

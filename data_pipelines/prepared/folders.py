@@ -1,0 +1,55 @@
+"""A data set is made in a folder of its own and moved into place when it is complete, whenever the work is interrupted."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from instancevg_jax.errors import InputError
+
+_PARTS = ("pictures", "referring")
+
+
+@contextmanager
+def side_folder(data_dir: Path, family: str) -> Iterator[Path]:
+    """The folder that a data set is made in, for one process at a time. It stays after a failure, for the next run to resume.
+
+    Raises InputError where it cannot be written or another process holds it.
+    """
+    import fcntl  # here: Windows lacks it, and reading a prepared data set does not need it
+
+    side = data_dir / ".preparing" / family
+    try:
+        side.mkdir(parents=True, exist_ok=True)
+        lock = (side.parent / f"{family}.lock").open("w")
+    except OSError as error:
+        raise InputError(f"{data_dir}: cannot be written ({error.strerror}); expected a folder to write to") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"{side}: another prepare is writing there; wait for it to end") from error
+        yield side
+
+
+def take_up(side: Path, data_dir: Path, family: str) -> None:
+    """Clear what killed runs have left unfinished. Pictures without records are of one that was interrupted: they are kept."""
+    shutil.rmtree(side / "replaced", ignore_errors=True)
+    for unfinished in side.glob(f"*/{family}/incomplete.*"):
+        shutil.rmtree(unfinished)
+    placed, made = data_dir / "pictures" / family, side / "pictures" / family
+    if placed.exists() and not made.exists() and not (data_dir / "referring" / family).exists():
+        made.parent.mkdir(exist_ok=True)
+        placed.rename(made)
+
+
+def put_in_place(side: Path, data_dir: Path, family: str) -> None:
+    """Move records away first and in last: interrupted anywhere, no records are next to pictures that are not theirs."""
+    (side / "replaced").mkdir()
+    for name in reversed(_PARTS):
+        if (data_dir / name / family).exists():
+            (data_dir / name / family).rename(side / "replaced" / name)
+    for name in _PARTS:
+        (data_dir / name).mkdir(exist_ok=True)
+        (side / name / family).rename(data_dir / name / family)
+    shutil.rmtree(side)

@@ -1,0 +1,60 @@
+"""What `data_pipelines.prepare` starts from: records that can be used, and what tells them and their pictures from others."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from data_pipelines.annotations.problems import Problems
+from data_pipelines.annotations.reading import read_files
+from data_pipelines.records import Record
+from instancevg_jax.errors import InputError
+
+_SHOWN = 5  # of the names that an error lists
+
+
+def read_records(files: Sequence[Path], images: Path, captions: str, merge: str) -> list[Record]:
+    """The records of all files. Raises InputError that lists the first ones that cannot be read, and for no record at all."""
+    problems = Problems(keep=True)
+    records = read_files(files, problems, images=images, captions=captions, merge=merge)
+    if problems.found:
+        raise InputError(
+            f"{len(problems.found):,} records cannot be read: "
+            + _some([f"{where}: {what}" for where, what in problems.found])
+            + "; data_pipelines.check --list FILE lists all of them, --fix OUT.jsonl writes the others"
+        )
+    if not records:
+        raise InputError(f"{', '.join(map(str, files))}: no record; expected at least one")
+    return records
+
+
+def pictures_digest(names: Iterable[str], folder: Path) -> str:
+    """What tells pictures from others: their names and the lengths of their files.
+
+    Raises InputError that counts the pictures that are missing and names the first ones.
+    """
+    digest, missing = hashlib.sha256(), []
+    for name in names:
+        path = folder / name
+        if path.is_file():
+            digest.update(f"{name}\0{path.stat().st_size}\n".encode())
+        else:
+            missing.append(str(path))
+    if missing:
+        raise InputError(
+            f"{_some(missing)}: no such file, but the annotations name it ({len(missing):,} pictures are missing); "
+            "data_pipelines.check --list FILE lists all of them, --fix OUT.jsonl drops their records"
+        )
+    return digest.hexdigest()
+
+
+def records_digest(records: Iterable[Record]) -> str:
+    """What tells records from others: all that they hold, and their order."""
+    digest = hashlib.sha256()
+    for record in records:
+        digest.update(repr(record).encode())
+    return digest.hexdigest()
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
