@@ -394,8 +394,8 @@ def _check_sizes(model: ModelConfig) -> None:
         ("head_width", "decoder_heads", "a head takes an equal part"),
     ):
         if getattr(model, name) % getattr(model, part):
-            told = f"model.{name} is {getattr(model, name)}, model.{part} {getattr(model, part)}"
-            raise InputError(f"{told}; expected a multiple: {whole}")
+            stated = f"model.{name} is {getattr(model, name)}, model.{part} {getattr(model, part)}"
+            raise InputError(f"{stated}; expected a multiple: {whole}")
     for name in ("head_width", "width") if model.initialization == "local" else ("head_width",):
         if getattr(model, name) % 4:
             raise InputError(f"model.{name} is {getattr(model, name)}; expected a multiple of 4 (sine positions)")
@@ -410,8 +410,10 @@ def _check_sizes(model: ModelConfig) -> None:
                 f"model.num_queries is {model.num_queries} with {count} {things}; expected at most {count}"
             )
     if tokens > model.max_text_positions - 2:
-        told = f"model.max_tokens is {tokens}, model.max_text_positions {model.max_text_positions}"
-        raise InputError(f"{told}; expected at most {model.max_text_positions - 2} tokens: two positions are not used")
+        stated = f"model.max_tokens is {tokens}, model.max_text_positions {model.max_text_positions}"
+        raise InputError(
+            f"{stated}; expected at most {model.max_text_positions - 2} tokens: two positions are not used"
+        )
 
 
 def _from_dict(cls: type, raw: object, source: str, prefix: str):
