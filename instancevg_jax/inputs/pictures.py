@@ -10,6 +10,7 @@ import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import cv2
 import numpy as np
@@ -18,7 +19,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from instancevg_jax.errors import InputError
 
-Picture = str | Path | Image.Image | np.ndarray  # whatever `load_picture` takes
+Picture = str | Path | bytes | BinaryIO | Image.Image | np.ndarray  # what `load_picture` takes
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)  # RGB
 PIXEL_STD = (58.395, 57.12, 57.375)
@@ -74,8 +75,8 @@ def load_picture(source: Picture) -> UInt8[np.ndarray, "H W 3"]:
     transparent pixels are blended with white, as a viewer shows them.
 
     Args:
-        source: a file's path; or a PIL image of any mode but "F" and "I"; or an array [H, W], [H, W, 1], [H, W, 3] (RGB) or
-            [H, W, 4] (RGBA) of uint8 or uint16.
+        source: a file's path; the file's content, as bytes or as an open binary file; a PIL image of any mode but "F" and "I";
+            or an array (numpy's, JAX's, torch's) [H, W], [H, W, 1], [H, W, 3] (RGB) or [H, W, 4] (RGBA) of uint8 or uint16.
 
     Raises:
         InputError: the file is missing, a directory, empty, truncated, too large (see `max_pixels`) or not a picture; the
@@ -85,9 +86,14 @@ def load_picture(source: Picture) -> UInt8[np.ndarray, "H W 3"]:
         return _from_pil(source, "the picture")
     if isinstance(source, str | os.PathLike):
         return decode_picture(read_file(Path(source)), str(source))
-    if hasattr(source, "__array__"):  # numpy's, JAX's, a tensor of torch
+    if hasattr(source, "__array__"):
         return _from_array(np.asarray(source), "the picture")
-    raise InputError(f"the picture is a {type(source).__name__}; expected a path, a PIL image or an array")
+    read = getattr(source, "read", None)
+    data = read() if read else source
+    if not isinstance(data, bytes | bytearray):
+        expected = "a path, bytes, a file opened in binary mode, a PIL image or an array"
+        raise InputError(f"the picture is of type {type(source).__name__}; expected {expected}")
+    return decode_picture(bytes(data), "the picture")
 
 
 def picture_size(file: str | Path) -> tuple[int, int, int]:
