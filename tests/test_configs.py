@@ -12,6 +12,7 @@ from instancevg_jax.models.instancevg import InstanceVG
 
 VARIANTS = {
     "shapes": ("", "long"),
+    "custom": ("small", "base"),
     "grefcoco": ("base",),
     "refzom": ("base",),
     "rrefcoco": ("base",),
