@@ -77,8 +77,8 @@ def load_config(spec: str) -> Config:
 def override(config: Config, arguments: Sequence[str]) -> Config:
     """The config with `--config.section.field=value` applied. Raises InputError as `parse` does."""
     values, command = flags.FlagValues(), ["command", *arguments]
-    config_flags.DEFINE_config_dataclass("config", config, flag_values=values, sys_argv=command)
     try:
+        config_flags.DEFINE_config_dataclass("config", config, flag_values=values, sys_argv=command)
         values(command)
     except KeyError as error:  # ml_collections, on a field that the dataclass lacks
         raise InputError(f"unknown config field: {error.args[0]}") from error
