@@ -26,8 +26,8 @@ def test_every_command_has_a_main(name):
 
 def test_a_command_is_run_with_its_arguments():
     wrong = instancevg("predict", "--image", "absent.png", "--expression", "a dog")
-    assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
-    assert "absent.png" in wrong.stderr
+    assert wrong.returncode == 2
+    assert wrong.stderr.splitlines()[-1].startswith("error: absent.png")
 
 
 def test_an_unknown_command_is_named():

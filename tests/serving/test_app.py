@@ -1,0 +1,140 @@
+"""The HTTP API with the built-in model: answers, limits, bad requests, and clients that misbehave."""
+
+import asyncio
+import io
+import socket
+import threading
+import time
+
+import numpy as np
+import pytest
+import uvicorn
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from data_pipelines.shapes.dataset import ShapesDataset
+from instancevg_jax.answers.predictor import Predictor
+from instancevg_jax.serving.app import Limits, create_app
+from instancevg_jax.serving.model import Model
+
+SCENE = ShapesDataset("test", "basic", (96, 96))[7]  # "three green circles"
+
+
+def png(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def predictor():
+    return Predictor.from_pretrained(batch_size=4)
+
+
+@pytest.fixture(scope="module")
+def client(predictor):
+    limits = Limits(body_bytes=200_000, sentence_characters=100, sentences=4)
+    with TestClient(create_app(Model(predictor), limits)) as client:
+        yield client
+
+
+def ask(client, *sentences: str, data: bytes = b"", **fields: str):
+    files = {"picture": ("scene.png", data or png(SCENE.image), "image/png")}
+    return client.post("/v1/ground", files=files, data={"sentence": list(sentences), **fields})
+
+
+def test_the_answer_is_the_predictors(client, predictor):
+    response = ask(client, SCENE.expression)
+    assert response.status_code == 200
+    expected = predictor.predict(SCENE.image, SCENE.expression).to_json()
+    assert len(expected["objects"]) == 3
+    assert response.json() == {"height": 96, "width": 96, "results": [expected]}
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.3, 0.94, 1.0])
+def test_thresholds(client, predictor, threshold):
+    found = ask(client, "everything red", score_threshold=str(threshold)).json()["results"][0]
+    assert found == predictor.predict(SCENE.image, "everything red", score_threshold=threshold).to_json()
+
+
+def test_several_sentences_in_order_and_all_queries(client):
+    results = ask(client, "the red circle", "all yellow rings", all_queries="true").json()["results"]
+    assert [one["expression"] for one in results] == ["the red circle", "all yellow rings"]
+    rows, columns = results[0]["heat"]["size"]
+    assert len(results[0]["heat"]["values"]) == rows * columns
+    assert results[0]["global_mask"]["size"] == [96, 96]
+
+
+@pytest.mark.parametrize(
+    ("sentences", "fields", "status", "says"),
+    [
+        (["..."], {}, 400, "contains no words"),
+        (["a"] * 5, {}, 400, "5 sentences; expected at most 4"),
+        (["a " * 60], {}, 400, "120 characters; expected at most 100"),
+        (["a"], {"data": b"<html>"}, 400, "scene.png: not a picture"),
+        (["a"], {"data": b"\x00" * 300_000}, 413, "larger than 200000 bytes"),
+        (["a"], {"score_threshold": "2"}, 422, "score_threshold"),
+        ([], {}, 422, "sentence"),
+    ],
+)
+def test_bad_requests_get_one_sentence(client, sentences, fields, status, says):
+    response = ask(client, *sentences, **fields)
+    assert response.status_code == status
+    assert says in response.json()["error"]
+
+
+def test_pages_and_counters(client):
+    assert client.get("/health").json() == {"status": "ok"}
+    assert "drawn shapes" in client.get("/v1/model").json()["description"]
+    assert "<canvas" in client.get("/").text or "canvas" in client.get("/").text
+    for example in client.get("/v1/model").json()["examples"]:
+        assert Image.open(io.BytesIO(client.get(f"/examples/{example['name']}").content)).size == (96, 96)
+    assert client.get("/examples/x.png").status_code == 404
+    assert 'requests_total{status="200"}' in client.get("/metrics").text
+    assert "/v1/ground" in client.get("/openapi.json").json()["paths"]
+
+
+@pytest.fixture
+def server(predictor):
+    """A real server on a free port, with short limits."""
+    app = create_app(Model(predictor), Limits(body_seconds=1.0, waiting=3))
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.02)
+    yield port
+    server.should_exit = True
+    thread.join(10)
+
+
+HEAD = b"POST /v1/ground HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\nContent-Length: 1000\r\n\r\n"
+
+
+def test_slow_clients_and_clients_that_go_away(server):
+    with socket.create_connection(("127.0.0.1", server)) as slow:
+        slow.sendall(HEAD + b"--b")
+        slow.settimeout(10)
+        assert b" 408 " in slow.recv(4096)
+    for _ in range(5):
+        with socket.create_connection(("127.0.0.1", server)) as gone:
+            gone.sendall(HEAD)
+    with socket.create_connection(("127.0.0.1", server)) as alive:
+        alive.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert b'{"status":"ok"}' in b"".join(iter(lambda: alive.recv(4096), b""))
+
+
+def test_too_many_at_once_are_refused_and_the_others_answered(server):
+    import httpx2
+
+    async def many():
+        async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{server}", timeout=60) as client:
+            files = {"picture": ("scene.png", png(SCENE.image))}
+            asked = [client.post("/v1/ground", files=files, data={"sentence": "the red circle"}) for _ in range(24)]
+            return [response.status_code for response in await asyncio.gather(*asked)]
+
+    statuses = asyncio.run(many())
+    assert set(statuses) == {200, 429}

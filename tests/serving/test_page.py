@@ -1,0 +1,101 @@
+"""The page in headless Chromium: ask, see the answer, move the threshold; a wrong file; a phone's width."""
+
+import shutil
+import socket
+import threading
+import time
+
+import numpy as np
+import pytest
+import uvicorn
+
+from instancevg_jax.answers.predictor import Predictor
+from instancevg_jax.serving.app import Limits, create_app
+from instancevg_jax.serving.model import Model
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")]
+
+
+@pytest.fixture(scope="module")
+def address():
+    app = create_app(Model(Predictor.from_pretrained(batch_size=4)), Limits())
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.02)
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join(10)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+def pixels(page) -> np.ndarray:
+    return np.array(
+        page.evaluate("[...document.querySelector('canvas').getContext('2d').getImageData(0,0,480,480).data]")
+    )
+
+
+def answered(page, text: str) -> None:
+    page.wait_for_function(
+        "text => document.querySelector('#answers').innerText.includes(text)", arg=text, timeout=60_000
+    )
+
+
+@pytest.mark.parametrize("size", [(1280, 900), (390, 844)], ids=["desktop", "phone"])
+def test_ask_and_filter(browser, address, tmp_path, size):
+    page = browser.new_page(viewport={"width": size[0], "height": size[1]})
+    errors = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(address)
+    page.wait_for_selector("#examples img")
+    page.click("#examples button")
+    answered(page, "3 objects")
+    with_masks = pixels(page)
+    page.uncheck("#masks")
+    assert (pixels(page) != with_masks).any()
+    page.check("#masks")
+    page.check("#heat")
+    page.check("#points")
+    assert (pixels(page) != with_masks).any()
+    page.evaluate("() => { const s = document.querySelector('#threshold'); s.value = 1; s.dispatchEvent(new Event('input')); }")
+    answered(page, "nothing above the threshold")
+    assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
+    with page.expect_download() as download:
+        page.click("#json")
+    assert '"verdict"' in download.value.path().read_text()
+    page.screenshot(path=tmp_path / "page.png", full_page=True)
+    page.fill("#sentences", "the blue star\nall circles")
+    page.click("#go")
+    answered(page, "all circles")
+    assert page.locator("#answers li").count() == 2
+    assert not errors
+    page.close()
+
+
+def test_a_wrong_file_and_no_words_are_told(browser, address, tmp_path):
+    page = browser.new_page()
+    page.goto(address)
+    (tmp_path / "notes.txt").write_text("not a picture")
+    page.set_input_files("#file", tmp_path / "notes.txt")
+    page.wait_for_selector("#message.bad")
+    assert "not a picture" in page.inner_text("#message")
+    page.click("#examples button")
+    answered(page, "3 objects")
+    page.fill("#sentences", "...")
+    page.click("#go")
+    page.wait_for_selector("#message.bad")
+    assert "no words" in page.inner_text("#message")
+    page.close()
