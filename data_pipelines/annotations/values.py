@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
+import numpy as np
+
 from data_pipelines import masks
 from data_pipelines.annotations.mask_files import read_mask
 from data_pipelines.annotations.source import Source
@@ -28,7 +30,9 @@ def field(entry: dict[str, Any], key: str, kind: type, where: str) -> Any:
 
 
 def number(value: Any, where: str) -> float:
-    """A finite number that a float can hold. An int stays an int; a string of decimal digits is converted."""
+    """A finite number that a float can hold. An int stays an int; numbers of NumPy and decimal strings are converted."""
+    if isinstance(value, np.integer | np.floating):
+        value = value.item()
     if isinstance(value, str) and _DECIMAL.fullmatch(value):
         value = float(value)
         value = int(value) if value.is_integer() else value

@@ -120,7 +120,13 @@ def test_a_list_of_rles_is_their_union(tmp_path: Path):
         tmp_path / "instances.json",
         {"images": [IMAGE], "annotations": [annotation(id=1, image_id=5, segmentation=codes)]},
     )
-    reference = {"image_id": 5, "ref_id": 1, "split": "val", "ann_id": 1, "sentences": [{"raw": "a dog", "sent_id": 1}]}
+    reference = {
+        "image_id": np.int64(5),
+        "ref_id": 1,
+        "split": "val",
+        "ann_id": np.int32(1),
+        "sentences": [{"raw": "a dog", "sent_id": 1}],
+    }
     (tmp_path / "refs(unc).p").write_bytes(pickle.dumps([reference]))
     (record,) = read(tmp_path / "refs(unc).p")
     union = record.instances[0].segmentation
