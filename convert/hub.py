@@ -75,7 +75,7 @@ def local_checkpoint(source: str | Path, *, tokenizer: str | Path | None = None,
         InputError: nothing of that name, a file that is not recognized, or something is missing and there is no network.
     """
     name = str(source)
-    if name in KNOWN:
+    if name in KNOWN and not os.path.lexists(name):
         known = KNOWN[name]
         chosen = config or recognize.official_config(known.config)
         record = cache() / f"{name}.sha256"
@@ -122,7 +122,7 @@ def _directory(name: str, digest: str, tokenizer: str | Path | None, config: Con
 def local_file(source: str) -> Path:
     """`source` itself if it is a path; for hf://OWNER/REPOSITORY/PATH the downloaded file (cached, resumed, with progress).
 
-    Raises InputError, one line, without huggingface_hub, without a network, or for a file that is not there.
+    Raises InputError without a network, or for a file that is not there.
     """
     if not source.startswith(SCHEME):
         if "://" in source:
@@ -131,7 +131,7 @@ def local_file(source: str) -> Path:
     parts = source.removeprefix(SCHEME).split("/")
     if len(parts) < 3 or not all(parts):
         raise InputError(f"{source}: expected hf://OWNER/REPOSITORY/PATH")
-    hub = _hub(source)
+    hub = _hub()
     try:
         return Path(hub.hf_hub_download("/".join(parts[:2]), "/".join(parts[2:])))
     except hub.errors.LocalEntryNotFoundError as error:
@@ -177,7 +177,7 @@ def _download(name: str, known: Known) -> Path:
         raise InputError(f"{name}: not on the hub; download {known.url}{known.file} and give the path of that file")
     print(f"{name}: {known.file} of {known.source}, licence {known.licence}", file=sys.stderr)
     try:
-        hub = _hub(name)
+        hub = _hub()
         files = hub.HfApi().list_repo_files(known.repository)
         found = [file for file in files if PurePosixPath(file).name == known.file]
         if len(found) != 1:
@@ -191,12 +191,10 @@ def _download(name: str, known: Known) -> Path:
         ) from error
 
 
-def _hub(source: str) -> ModuleType:
-    try:
-        import huggingface_hub
-        from huggingface_hub.utils import logging
-    except ImportError as error:
-        message = "needs the package huggingface_hub (pip install huggingface_hub), or give a file that you have"
-        raise InputError(f"{source}: {message}") from error
+def _hub() -> ModuleType:
+    """The library, imported when it is needed, since that takes a second."""
+    import huggingface_hub
+    from huggingface_hub.utils import logging
+
     logging.set_verbosity_error()  # its retries would say the same five times
     return huggingface_hub

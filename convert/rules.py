@@ -1,8 +1,7 @@
 """The engine behind every conversion: a declarative table of names, read in both directions.
 
-A `RuleTable` says where each tensor of the original's state dict goes in our parameter tree, which names are second
-names of the same tensor, and which are left out and why. Nothing falls through: a key that no entry names is an error,
-and so is a parameter that no key fills.
+A `RuleTable` states where each tensor of the original's state dict goes in our parameter tree, which names are aliases of
+the same tensor, and which are left out and why. Every key needs an entry, and every parameter needs a key.
 
 Names are templates. A wildcard such as `{i}` stands for a decimal integer and must occur on both sides:
 
@@ -25,7 +24,7 @@ from instancevg_jax.errors import InputError
 Shape = tuple[int, ...]
 Transform = Literal["none", "transpose", "conv", "conv_transpose", "squeeze_conv", "patch"]
 
-MAX_SUGGESTIONS = 100  # nearest candidates are searched for so many names only: the search is quadratic
+MAX_SUGGESTIONS = 100  # with more mismatches, no nearest names are searched: the search is quadratic
 
 
 class Tensor(Protocol):
@@ -67,7 +66,7 @@ class Ignore:
 
 @dataclass(frozen=True)
 class RuleTable:
-    """All that is known about one layout."""
+    """The names of one layout."""
 
     rules: Sequence[Rule]
     aliases: Sequence[tuple[str, str]] = ()  # ("head.box.{i}.", "head.box.0."): prefixes of other names of one module
@@ -76,7 +75,7 @@ class RuleTable:
 
 @dataclass
 class Plan:
-    """What becomes of every key of a state dict, before any value is read."""
+    """Where every key of a state dict goes, decided before any value is read."""
 
     assigned: dict[str, tuple[str, Rule]] = field(default_factory=dict)  # target path -> source key, its rule
     aliases: dict[str, str] = field(default_factory=dict)  # key -> the key it must equal
@@ -146,8 +145,9 @@ def to_target(
     source: str = "the file",
     stale_aliases: bool = False,
 ) -> dict[str, np.ndarray]:
-    """Original -> ours: an array for every path of `expected`, as float32. Holds one tensor beside the result, the largest
-    while there is hardly any result yet.
+    """Original -> ours: an array for every path of `expected`, as float32.
+
+    Largest tensors come first, so that the memory needed is that of the result and little more.
 
     `source` names the file in errors. Raises InputError if a key or shape does not fit, where an alias
     differs from what it stands for (unless `stale_aliases`), or a tensor holds something else than finite floats.

@@ -3,7 +3,7 @@
 DIR/params/          every parameter and BatchNorm statistic, by Orbax
 DIR/config.json      the run's Config
 DIR/tokenizer.spm    the sentencepiece model
-DIR/provenance.json  format, version, git commit, size and SHA-256 of the files, and what the writer knows of the origin
+DIR/provenance.json  format, version, git commit, size and SHA-256 of the files, and the origin of the parameters
 """
 
 import hashlib
@@ -49,12 +49,12 @@ def save_checkpoint(
     """Write a checkpoint directory, whole or not at all. An earlier checkpoint of that name is replaced.
 
     Args:
-        directory: where to; its parent is made if need be.
+        directory: where to write; its parent is created if needed.
         params: the model's whole state, as `nnx.state(model)` or as nested dicts; on several hosts, gathered beforehand
             and written by one process.
         config: the run's configuration.
         tokenizer_bytes: the sentencepiece model (`Tokenizer.model_bytes`).
-        provenance: JSON values that tell where the parameters come from; version and git commit are added here.
+        provenance: JSON values that describe the origin of the parameters; version and git commit are added.
         dtype: store parameters as "float16" (they are loaded as float32 again); None stores them as they are.
         extra_files: contents of further files by name, such as a README.md.
 
@@ -157,7 +157,7 @@ def _candidate(path: Path) -> Path | None:
 def load_model(directory: str | Path) -> tuple[InstanceVG, Config]:
     """The model of a checkpoint directory, its parameters as float32, and the Config that it was made with.
 
-    The model answers deterministically and leaves its BatchNorm statistics alone unless called otherwise.
+    The model is deterministic and does not update its BatchNorm statistics unless it is called with `rngs` or `train=True`.
 
     Raises:
         InputError: the directory is missing, incomplete or damaged, of an unknown format, or its config.json describes a model
@@ -196,7 +196,7 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
 
 
 def load_provenance(directory: str | Path) -> dict[str, Any]:
-    """What provenance.json says: format, version, git commit, and where the parameters come from."""
+    """The content of provenance.json: format, version, git commit, and the origin of the parameters."""
     return _provenance(_checked(directory))
 
 
@@ -234,8 +234,8 @@ def _digest(path: Path) -> str:
 def _checkpointer() -> ocp.Checkpointer:
     """One process reads or writes by itself: no barrier with the other hosts.
 
-    Arrays are written from where they lie, without a copy and without compression: trained weights shrink by 8 % only, and
-    compressing them takes longer and as much memory again.
+    Arrays are written without a copy and without compression: trained weights shrink by 8 % only, and compressing them takes
+    longer and needs as much memory again.
     """
     alone = ocp.options.MultiprocessingOptions(
         primary_host=jax.process_index(), active_processes={jax.process_index()}, barrier_sync_key_prefix="checkpoint"
@@ -293,15 +293,15 @@ def _read_arrays(directory: Path, abstract: nnx.State, grid: Grid | None = None)
 
 def _check_shapes(directory: Path, expected: dict[str, tuple[int, ...]], stored: Mapping[str, Any]) -> None:
     missing, extra = sorted(expected.keys() - stored.keys()), sorted(stored.keys() - expected.keys())
-    told = f"{directory}: {CONFIG} does not fit the parameters"
+    problem = f"{directory}: {CONFIG} does not fit the parameters"
     if missing:
-        raise InputError(f"{told}: {len(missing)} that it asks for are not stored, such as {missing[0]}")
+        raise InputError(f"{problem}: {len(missing)} that it asks for are not stored, such as {missing[0]}")
     if extra:
-        raise InputError(f"{told}: {len(extra)} stored ones have no place in it, such as {extra[0]}")
+        raise InputError(f"{problem}: {len(extra)} stored ones have no place in it, such as {extra[0]}")
     for name, shape in expected.items():
         if tuple(stored[name].shape) != tuple(shape):
             raise InputError(
-                f"{told}: {name} is stored as {tuple(stored[name].shape)}, the config asks for {tuple(shape)}"
+                f"{problem}: {name} is stored as {tuple(stored[name].shape)}, the config asks for {tuple(shape)}"
             )
 
 

@@ -21,13 +21,13 @@ from convert.torch_file.safetensors_reader import SafeTensor
 from convert.torch_file.tensor_ref import Storage, TensorRef
 from instancevg_jax.errors import InputError
 from instancevg_jax.pickles import machine
-from instancevg_jax.pickles.values import Constructor, Malformed, Name, shown
+from instancevg_jax.pickles.values import Constructor, Inert, Malformed, Name, shown
 
 MAX_PICKLE_BYTES = 64 << 20
 MAGIC = 0x1950A86A20F9469CFC6C
 PROTOCOL = 1001
 EMA_WRAPPERS = ("ema_state_dict", "model_ema")
-WRAPPERS = ("state_dict", "model", "module", "model_state_dict", *EMA_WRAPPERS)
+WRAPPERS = ("state_dict", "model", "module", "model_state_dict", "model_state", "net", "weights", *EMA_WRAPPERS)
 MAX_KEY_LENGTH = 512
 PICKLE = "data.pkl"
 
@@ -144,14 +144,19 @@ def state_dict(checkpoint: Checkpoint, ema: bool = False) -> dict[str, TensorRef
     `ema` takes the averaged weights (`ema_state_dict`, `model_ema`) instead. Raises InputError if there are none.
     """
     found, wrappers = checkpoint.data, EMA_WRAPPERS if ema else WRAPPERS
-    for _ in range(3):
+    for _ in range(4):
         inner = [found[name] for name in wrappers if isinstance(found, dict) and isinstance(found.get(name), dict)]
         if not inner:
             break
         found, wrappers, ema = inner[0], WRAPPERS, False
+    if isinstance(found, Inert):
+        raise InputError(
+            f"{checkpoint.path}: holds an object of the class {shown(found.name)}; save its state_dict() instead"
+        )
     if ema or not isinstance(found, dict) or not any(isinstance(value, TENSORS) for value in found.values()):
         keys = ", ".join(shown(key) for key in list(found)[:8]) if isinstance(found, dict) else type(found).__name__
         raise InputError(f"{checkpoint.path}: no {wrappers[0]} with tensors; its top level holds {keys or 'nothing'}")
+    found = {key: value for key, value in found.items() if not str(key).endswith("_extra_state")}  # of no weights
     for key, value in found.items():
         if not isinstance(key, str) or not key.isprintable() or len(key) > MAX_KEY_LENGTH:
             raise InputError(f"{checkpoint.path}: the state dict's key {shown(key)} is not a parameter's name")

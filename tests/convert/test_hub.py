@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from benchmarks.convert import make_tokenizer
 from convert import hub, official
@@ -79,8 +80,7 @@ def test_another_file_config_or_tokenizer_is_another_conversion(folder, cache):
 
 
 def test_safetensors_and_an_unpacked_archive(folder):
-    safetensors = pytest.importorskip("safetensors.numpy")
-    safetensors.save_file(oracle.state("tiny"), folder / "model.safetensors")
+    save_file(oracle.state("tiny"), folder / "model.safetensors")
     with zipfile.ZipFile(folder / "tiny.pth") as file:
         file.extractall(folder / "unpacked")
     (folder / "unpacked" / "beit3.spm").write_bytes((folder / "beit3.spm").read_bytes())
@@ -226,8 +226,7 @@ def test_without_a_network_two_commands_are_named(folder, tmp_path):
 
 
 def test_a_repository_without_the_file(monkeypatch):
-    library = pytest.importorskip("huggingface_hub")
-    monkeypatch.setattr(library.HfApi, "list_repo_files", lambda *_: ["README.md", "other.pth"])
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda *_: ["README.md", "other.pth"])
     monkeypatch.setitem(hub.KNOWN, "tiny", Known("Tiny.pth", "grefcoco", "o/r"))
     with pytest.raises(InputError, match=r"tiny: cannot be downloaded \(0 files Tiny\.pth in o/r; expected one\)"):
         local_checkpoint("tiny")

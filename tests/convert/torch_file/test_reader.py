@@ -12,6 +12,7 @@ import zipfile
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from convert.torch_file.reader import read_checkpoint, state_dict
 from convert.torch_file.tensor_ref import TensorRef
@@ -79,6 +80,20 @@ def test_tensor_among_the_metrics_does_not_hide_the_model(tmp_path):
     inner = b"}" + archives.text("module.weight") + archives.tensor() + b"s"
     path = archives.archive(tmp_path / "x.pth", b"\x80\x02}(" + entries + inner + b"u.", {"0": FOUR.tobytes()})
     assert list(read(path)) == ["weight"]
+
+
+def test_a_pickled_module_says_what_to_save(tmp_path):
+    path = archives.archive(
+        tmp_path / "x.pth", b"\x80\x02cmodels.vg\nInstanceVG\n)\x81}" + archives.text("a") + b"Nsb."
+    )
+    with pytest.raises(InputError, match=r"holds an object of the class models\.vg\.InstanceVG; save its state_dict"):
+        read(path)
+
+
+def test_the_extra_state_of_modules_is_left_out(tmp_path):
+    entries = archives.text("w") + archives.tensor() + archives.text("fc._extra_state") + b"N"
+    path = archives.archive(tmp_path / "x.pth", b"\x80\x02}(" + entries + b"u.", {"0": FOUR.tobytes()})
+    assert list(read(path)) == ["w"]
 
 
 def test_missing_checksums_are_reported():
@@ -160,14 +175,13 @@ def test_no_file_and_no_tensors(tmp_path):
 
 
 def test_safetensors(tmp_path):
-    safetensors = pytest.importorskip("safetensors.numpy")
     arrays = {
         "a": FOUR.reshape(2, 2),
         "b": np.zeros((0, 3), np.int64),
         "c": np.array(True),
         "d": np.arange(3, dtype=np.uint8),
     }
-    safetensors.save_file(arrays, tmp_path / "x.safetensors", metadata={"format": "np"})
+    save_file(arrays, tmp_path / "x.safetensors", metadata={"format": "np"})
     tensors = read(tmp_path / "x.safetensors")
     assert tensors.keys() == arrays.keys()
     for key, array in arrays.items():
