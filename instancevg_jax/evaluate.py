@@ -7,6 +7,7 @@ and how. With --output DIR, metrics.json and report.html are written there.
 
 import dataclasses
 import datetime
+import functools
 import json
 import re
 import shlex
@@ -21,13 +22,13 @@ from flax import nnx
 from data_pipelines.shapes.dataset import TOKENIZER_PATH
 from data_pipelines.splits import Split
 from instancevg_jax import checkpoint
-from instancevg_jax.answers.postprocess import Grounding
+from instancevg_jax.answers.grounding import Grounding
 from instancevg_jax.answers.predictor import Predictor
 from instancevg_jax.config import Config, ModelConfig, check
 from instancevg_jax.errors import InputError, run_command
 from instancevg_jax.evaluation import coco, drawing, report
 from instancevg_jax.evaluation.evaluator import Evaluation, Evaluator, conditions, of_all, open_eval_split
-from instancevg_jax.evaluation.metrics import Row
+from instancevg_jax.evaluation.metrics import TASKS, Row
 from instancevg_jax.evaluation.predictions import score_predictions
 from instancevg_jax.evaluation.sweep import SWEPT, best_thresholds
 from instancevg_jax.files import check_writable, write_atomically
@@ -183,8 +184,7 @@ def _measure(
 
 
 def _answers(predictor: Predictor) -> Callable[[Sequence[tuple[np.ndarray, str]]], list[Grounding]]:
-    one_object = predictor.config.eval.task == "refcoco"
-    return lambda pairs: predictor.predict_batch(pairs, always_answer=one_object)
+    return functools.partial(predictor.predict_batch, always_answer=TASKS[predictor.config.eval.task].always_answers)
 
 
 def _all(handlers: list[Callable[[int, Grounding, Row], None]]) -> Callable[[int, Grounding, Row], None] | None:

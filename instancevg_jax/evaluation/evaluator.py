@@ -12,13 +12,8 @@ from flax import nnx
 from jax.experimental import multihost_utils
 
 from data_pipelines import loader, splits
-from instancevg_jax.answers.postprocess import (
-    Grounding,
-    postprocess,
-    resize_levels,
-    thresholds_passed,
-    to_original_size,
-)
+from instancevg_jax.answers.grounding import Grounding
+from instancevg_jax.answers.postprocess import postprocess, resize_levels, thresholds_passed, to_original_size
 from instancevg_jax.config import Config, EvalConfig, check
 from instancevg_jax.errors import InputError
 from instancevg_jax.evaluation.metrics import COLUMNS, TASKS, Metrics, Row, Truth, answers, resized, truths

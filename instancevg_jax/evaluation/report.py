@@ -7,12 +7,14 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 from data_pipelines.splits import Description, Split
 from instancevg_jax.answers.draw import Truth as Shown
 from instancevg_jax.answers.draw import draw_grounding
-from instancevg_jax.answers.postprocess import Grounding
+from instancevg_jax.answers.explain import draw_explanation
+from instancevg_jax.answers.grounding import Grounding
 from instancevg_jax.config import Config
 from instancevg_jax.evaluation.baselines import measure_baselines
 from instancevg_jax.evaluation.evaluator import Evaluation, conditions
@@ -32,6 +34,7 @@ from instancevg_jax.evaluation.page import (
 from instancevg_jax.evaluation.sweep import SWEPT, best_thresholds
 
 PICTURES = 12  # in each gallery
+INSIDE_WIDTH = 800  # pixels of a look inside at most
 SIZES = (0.01, 0.05, 0.2)  # bounds of the groups by size: share of the picture that the target covers
 LENGTHS = (3, 5, 8)  # bounds of the groups by length: words of the sentence
 MEANINGS = {
@@ -271,11 +274,21 @@ def _galleries(
             Picture(
                 draw_grounding(s.picture, grounding, s.expression, Shown(s.boxes_xyxy, s.masks)),
                 f"{s.expression} (record {record}, {_caption(evaluation.rows[record])})",
+                _inside(s.picture, grounding, s.expression) if name != "best answers" else None,
             )
             for record, s, grounding in zip(records, shown, groundings, strict=True)
         ]
         galleries.append(Gallery(f"{evaluation.split}: {name}", pictures))
     return galleries
+
+
+def _inside(picture: np.ndarray, grounding: Grounding, expression: str) -> np.ndarray | None:
+    """Attention maps and all queries of a wrong answer, for a look at its cause."""
+    if grounding.evidence is None:
+        return None
+    drawn = draw_explanation(picture, grounding, expression)
+    scale = min(1.0, INSIDE_WIDTH / drawn.shape[1])
+    return cv2.resize(drawn, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
 
 
 def _caption(row: Row) -> str:
