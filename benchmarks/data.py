@@ -30,7 +30,8 @@ from data_pipelines.prepared.sources import Folder, Prepared
 from data_pipelines.records import Record, is_training, most_objects, select
 from data_pipelines.transforms import Transform, clip_boxes
 from instancevg_jax.errors import run_command
-from instancevg_jax.inputs.pictures import PIXEL_MEAN, PIXEL_STD, clean_expression
+from instancevg_jax.inputs.pictures import PIXEL_MEAN, PIXEL_STD
+from instancevg_jax.inputs.text import clean_expression
 from instancevg_jax.inputs.tokenizer import Tokenizer
 
 coco: Any = pycocotools.mask

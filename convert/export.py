@@ -1,5 +1,7 @@
 """Ours -> the original's state dict, complete: with the tensors that the original has and never uses."""
 
+import dataclasses
+import functools
 import io
 import zipfile
 import zlib
@@ -12,7 +14,7 @@ from flax import nnx
 from convert.instancevg import TABLE
 from convert.rules import to_source
 from instancevg_jax.checkpoint import find_checkpoint, load_model
-from instancevg_jax.config import Config
+from instancevg_jax.config import Config, ModelConfig
 from instancevg_jax.errors import InputError
 from instancevg_jax.models.instancevg import InstanceVG
 from instancevg_jax.trees import flatten
@@ -22,11 +24,16 @@ LEFT_OUT_FILE = "original_only.npz"  # in a converted directory: the original's 
 
 def expected_shapes(config: Config) -> dict[str, tuple[int, ...]]:
     """The shape of every parameter and statistic of the model, by name. Nothing is computed."""
+    return dict(_shapes(dataclasses.astuple(config.model)))
+
+
+@functools.lru_cache(4)
+def _shapes(settings: tuple) -> dict[str, tuple[int, ...]]:
     try:
-        model = nnx.eval_shape(lambda: InstanceVG(config.model, rngs=nnx.Rngs(0)))
+        model = nnx.eval_shape(lambda: InstanceVG(ModelConfig(*settings), rngs=nnx.Rngs(0)))
     except (ValueError, TypeError, ArithmeticError) as error:
         raise InputError(f"no model can be built from the config ({error})") from error
-    return {path: leaf.shape for path, leaf in flatten(nnx.state(model)).items()}
+    return {name: leaf.shape for name, leaf in flatten(nnx.state(model)).items()}
 
 
 def unused_tensors(config: Config) -> dict[str, np.ndarray]:

@@ -105,17 +105,25 @@ def convert(
         size = f"pictures of {config.model.image_height} x {config.model.image_width}"
         sizes = f"{_sizes(params[name])} -> {_sizes(value)}"
         report(f"resized for {size}, patch {config.model.patch_size}: {name} {sizes}")
-    files = {"README.md": _model_card(weights, config, origin, sum(value.size for value in params.values()))}
+    params |= fitted
+    provenance = {"converted_from": kind, "source": origin, "sha256": digest(weights.path), "layout": weights.layout}
+    files = {"README.md": _model_card(provenance, config, sum(value.size for value in params.values()))}
     if kind == "instancevg":
         files[export.LEFT_OUT_FILE] = export.pack(_left_out(weights, config))
-    provenance = {"converted_from": kind, "source": origin, "sha256": digest(weights.path), "layout": weights.layout}
-    save_checkpoint(directory, params | fitted, config, tokenizer.model_bytes, provenance, extra_files=files)
+    save_checkpoint(directory, params, config, tokenizer.model_bytes, provenance, extra_files=files)
 
 
 def digest(path: Path) -> str:
-    """The SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """The SHA-256 of a file, or of the names and contents of the files in a folder. Raises InputError where one cannot be read."""
+    try:
+        if path.is_dir():
+            files = sorted(file for file in path.rglob("*") if file.is_file())
+            lines = [f"{file.relative_to(path).as_posix()} {digest(file)}\n" for file in files]
+            return hashlib.sha256("".join(lines).encode()).hexdigest()
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def _stored_model(found: Recognized, model: ModelConfig, source: str) -> ModelConfig:
@@ -149,9 +157,9 @@ def _sizes(array: np.ndarray) -> str:
     return " x ".join(map(str, array.shape))
 
 
-def _model_card(weights: Weights, config: Config, origin: str, count: int) -> bytes:
+def _model_card(provenance: dict[str, Any], config: Config, count: int) -> bytes:
     model = config.model
-    whole = weights.found.kind == "instancevg"
+    whole = provenance["converted_from"] == "instancevg"
     use = (
         '    from instancevg_jax import Predictor\n    Predictor.from_pretrained("THIS_DIRECTORY").predict(picture, "a dog")'
         if whole
@@ -159,7 +167,7 @@ def _model_card(weights: Weights, config: Config, origin: str, count: int) -> by
     )
     return f"""# {"InstanceVG" if whole else "BEiT-3, the backbone of InstanceVG"}
 
-Converted from `{origin}` (sha256 {digest(weights.path)}), a file of its authors, under their licence.
+Converted from `{provenance["source"]}` (sha256 {provenance["sha256"]}), a file of its authors, under their licence.
 
 {use}
 

@@ -9,7 +9,6 @@ from instancevg_jax.errors import InputError
 
 Protocol = Literal["official", "strict"]
 Box = tuple[float, float, float, float]  # (x1, y1, x2, y2) in pixels of the picture
-Polygons = list[list[float]]  # [[x, y, x, y, ...], ...] in pixels; the object is their union
 FAMILIES = {
     "refcoco": "RefCOCO, RefCOCO+ and RefCOCOg: one object per sentence",
     "grefcoco": "gRefCOCO: none, one or many objects per sentence",
@@ -17,6 +16,7 @@ FAMILIES = {
     "rrefcoco": "R-RefCOCO, R-RefCOCO+, R-RefCOCOg: sentences of one object in groups, with negatives",
     "custom": "your own data",
 }
+Polygons = list[list[float]]  # [[x, y, x, y, ...], ...] in pixels; the object is their union
 
 
 @dataclass(frozen=True)

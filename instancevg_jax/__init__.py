@@ -1,11 +1,11 @@
-"""instancevg_jax: generalized visual grounding in JAX/Flax. The names below are imported when they are first used."""
+"""instancevg_jax: generalized visual grounding in JAX/Flax. Public names are imported on first use."""
 
 from typing import TYPE_CHECKING, Any
 
 from instancevg_jax.runtime.version import __version__
 
 if TYPE_CHECKING:
-    from instancevg_jax.answers.postprocess import Grounding
+    from instancevg_jax.answers.grounding import Grounding
     from instancevg_jax.answers.predictor import Predictor
     from instancevg_jax.checkpoint import load_model
     from instancevg_jax.config import Config
@@ -16,7 +16,7 @@ __all__ = ["Config", "Grounding", "InputError", "InstanceVG", "Predictor", "__ve
 
 _HOMES = {
     "Config": "config",
-    "Grounding": "answers.postprocess",
+    "Grounding": "answers.grounding",
     "InputError": "errors",
     "InstanceVG": "models.instancevg",
     "Predictor": "answers.predictor",
@@ -31,3 +31,8 @@ def __getattr__(name: str) -> Any:
     import importlib
 
     return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """The public names, for tab completion."""
+    return sorted({*globals(), *_HOMES})

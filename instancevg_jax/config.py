@@ -13,6 +13,13 @@ from pathlib import Path
 
 from instancevg_jax.errors import InputError
 
+REMOVED = {  # settings of older versions -> the value at which they did nothing (None: any)
+    "data.jitter": False,
+    "data.jitter_scales": None,
+    "data.jitter_flip": None,
+    "data.num_processes": 0,
+}
+
 
 def setting(
     default: typing.Any,
@@ -135,18 +142,10 @@ class DataConfig:
         ("val",), "Splits that `evaluate` measures, and that training measures at its end."
     )
     max_targets: int = setting(10, "Largest number of objects per record (T); a record with more is an error.", least=1)
-    num_workers: int = setting(2, "Data-loading threads per process.", least=0)
-    num_processes: int = setting(
-        0, "Data-loading processes for training, each with num_workers threads. 0: use threads only.", least=0
-    )
+    num_workers: int = setting(2, "Data-loading threads per process.", least=1)
     picture_cache_mb: int = setting(
-        6144, "Size of the in-memory cache of decoded pictures in MB, over all processes. 0: no cache.", least=0
+        6144, "Size of the in-memory cache of decoded pictures in MB, per process. 0: no cache.", least=0
     )
-    jitter: bool = setting(False, "Augment training pictures by large-scale jitter.")
-    jitter_scales: tuple[float, float] = setting(
-        (0.3, 1.4), "Range of jitter scales: below 1 the picture shrinks, above 1 a part of it is cut out.", least=0
-    )
-    jitter_flip: float = setting(0.5, "Probability of mirroring with jitter.", least=0, most=1)
     shapes_level: str = setting(
         "basic",
         "Difficulty of the embedded data: 'basic', 'full', or 'outlines' ('basic' with sentences that name only shapes).",
@@ -417,11 +416,23 @@ def _check_sizes(model: ModelConfig) -> None:
 def _from_dict(cls: type, raw: object, source: str, prefix: str):
     if not isinstance(raw, dict):
         raise InputError(f"{source}: {prefix or 'the file'} should be a JSON object, not {type(raw).__name__}")
+    raw = {name: value for name, value in raw.items() if not _is_removed(prefix + str(name), value, source)}
     hints = typing.get_type_hints(cls)
     unknown = sorted(set(raw) - set(hints))
     if unknown:
         raise InputError(f"{source}: unknown field {prefix}{unknown[0]}; {cls.__name__} has {', '.join(hints)}")
     return cls(**{name: _value(hints[name], value, source, prefix + name) for name, value in raw.items()})
+
+
+def _is_removed(name: str, value: object, source: str) -> bool:
+    """Whether this is a removed setting at its old default, which an old config.json may still have."""
+    if name not in REMOVED:
+        return False
+    if REMOVED[name] not in (None, value):
+        raise InputError(
+            f"{source}: {name} is {value!r}; this setting was removed, expected {REMOVED[name]!r} or nothing"
+        )
+    return True
 
 
 def _value(hint: typing.Any, value: typing.Any, source: str, name: str):

@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         config, evaluations, sources = _score_file(config, Path(str(values["predictions"])))
         answer, origin = None, str(values["predictions"])
     else:
-        origin = str(values["checkpoint"])
+        origin = str(checkpoint.find_checkpoint(str(values["checkpoint"])))
         model, config = _load(argv, config, origin)
         tokenizer = checkpoint.load_tokenizer(origin)
         evaluations, sources = _measure(model, config, tokenizer, values, output)
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print_sweep(evaluation, config)
     if output:
         write_metrics(output / "metrics.json", evaluations, config, origin)
-        log = Path(origin).expanduser().parent / "metrics.jsonl"
+        log = Path(origin).parent / "metrics.jsonl"
         facts = {
             "Predictions" if values["predictions"] else "Model": origin,
             "Date": f"{datetime.datetime.now():%Y-%m-%d %H:%M}",
@@ -93,18 +93,19 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _with_config(argv: list[str]) -> list[str]:
     """The arguments, with the checkpoint's own configuration where --config is not among them."""
-    given = {name: value for name, value in re.findall(r"^--?(config|checkpoint)[= ](.*)$", _one_per_line(argv), re.M)}
-    if "config" in given or "checkpoint" not in given:
+    directory = _option(argv, "checkpoint")
+    if directory is None or _option(argv, "config") is not None:
         return argv
-    path = Path(given["checkpoint"]).expanduser() / "config.json"
-    if not path.is_file():
-        raise InputError(f"--checkpoint {given['checkpoint']}: no config.json there; expected a checkpoint directory")
-    return [f"--config={path}", *argv]
+    return [f"--config={checkpoint.find_checkpoint(directory) / checkpoint.CONFIG}", *argv]
 
 
-def _one_per_line(argv: Sequence[str]) -> str:
-    """Each option on a line of its own, with its value, whether they are one argument or two."""
-    return "\n".join(argv).replace("--config\n", "--config=").replace("--checkpoint\n", "--checkpoint=")
+def _option(argv: Sequence[str], name: str) -> str | None:
+    """The value of `--name VALUE` or `--name=VALUE`."""
+    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+        given, separator, value = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and given == name:
+            return value if separator else following
+    return None
 
 
 def _check_options(config: Config, values: dict[str, Any]) -> None:
@@ -182,7 +183,8 @@ def _measure(
 
 
 def _answers(predictor: Predictor) -> Callable[[Sequence[tuple[np.ndarray, str]]], list[Grounding]]:
-    return lambda pairs: predictor.predict_batch([picture for picture, _ in pairs], [text for _, text in pairs])
+    one_object = predictor.config.eval.task == "refcoco"
+    return lambda pairs: predictor.predict_batch(pairs, always_answer=one_object)
 
 
 def _all(handlers: list[Callable[[int, Grounding, Row], None]]) -> Callable[[int, Grounding, Row], None] | None:

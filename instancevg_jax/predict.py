@@ -1,129 +1,150 @@
-"""Ask a model about pictures, from the command line.
+"""Find what sentences refer to in pictures, from the command line.
 
     python -m instancevg_jax.predict --image street.jpg --expression "the two people on the left" --output answer.png
 
-Imports that take seconds stand inside functions: `--help` and bad arguments are answered at once.
+Imports that take seconds are inside functions, so that `--help` and bad arguments are answered at once.
 """
 
 import argparse
-import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import cv2
-import numpy as np
+from tqdm import tqdm
 
+from instancevg_jax.answers.questions import Destination, Question, destinations, expand, read_list
 from instancevg_jax.errors import InputError, run_command
-from instancevg_jax.files import write_atomically
-from instancevg_jax.inputs.pictures import clean_expression, load_picture
+from instancevg_jax.inputs.text import clean_expression
 
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+if TYPE_CHECKING:
+    from instancevg_jax.answers.listing import Answered
+    from instancevg_jax.answers.predictor import Predictor
+
+EXAMPLES = """examples:
+  predict --image shapes.png --expression "the red circle" --output answer.png
+  predict --checkpoint instancevg-grefcoco --image photos/ --expression "a dog" "a person" --output answers/
+  predict --checkpoint DIR --list pairs.jsonl --format jsonl --masks masks/ > answers.jsonl
+
+Without --checkpoint, the built-in model answers, which knows drawn shapes only. A query counts as an object above the score
+threshold, for models trained on RefCOCO too; `evaluate` instead follows each benchmark's rule, under which a RefCOCO model's
+best query always counts. Exit status: 0; 1 if some questions failed, listed at the end; 2 for bad usage."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command. Raises InputError for whatever is wrong with its arguments or the files they name."""
+    """The command. Raises InputError for whatever is wrong with its arguments, and for its only question's failure."""
     args = _parser().parse_args(argv)
-    cleaned = clean_expression(args.expression)
-    outputs = _output_paths(args.output, args.image) if args.output else None
-    pictures = [load_picture(path) for path in args.image]
+    questions = _questions(args)
+    targets = destinations(questions, args.output, args.explain, args.masks)
 
-    from instancevg_jax.answers.draw import draw_grounding
-    from instancevg_jax.answers.predictor import Predictor, grounding_to_json
+    from instancevg_jax.answers.listing import render
+    from instancevg_jax.answers.predictor import Predictor
+    from instancevg_jax.runtime.compilation import keep_compiled_programs
 
-    predictor = Predictor.from_pretrained(args.checkpoint)
-    _warn_if_cut(predictor.tokenizer.num_pieces(cleaned), predictor.config.model.max_tokens - 2)
-    groundings = predictor.predict_batch(pictures, [args.expression] * len(pictures), args.score_threshold)
-    if outputs:
-        for path, picture, grounding in zip(outputs, pictures, groundings, strict=True):
-            _write_picture(path, draw_grounding(picture, grounding, args.expression))
-    results = [
-        {"image": image, **grounding_to_json(grounding)}
-        for image, grounding in zip(args.image, groundings, strict=True)
-    ]
-    if args.json:
-        _print(json.dumps({"expression": args.expression, "results": results}, ensure_ascii=False))
-    else:
-        _print("\n".join(_summary(result) for result in results))
+    keep_compiled_programs()
+    predictor = Predictor.from_pretrained(args.checkpoint, batch_size=args.batch_size)
+    failures: list[str] = []
+    answered = _answer(predictor, questions, targets, args, failures)
+    sentences = {question.expression for question in questions}
+    for text in render(
+        "json" if args.json else args.format, answered, sentences.pop() if len(sentences) == 1 else None
+    ):
+        # a file's name may not be UTF-8: its odd bytes are printed as \udcXX, which JSON understands
+        tqdm.write(text.encode("utf-8", "backslashreplace").decode(), end="")
+        sys.stdout.flush()
+    if failures:
+        print(f"error: {len(failures)} of {len(questions)} questions failed:", *failures, sep="\n  ", file=sys.stderr)
+        sys.exit(1)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m instancevg_jax.predict", description="Find what a sentence means in pictures."
+        prog="python -m instancevg_jax.predict",
+        description="Find what sentences refer to in pictures: boxes, masks, scores, or that nothing is meant.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--checkpoint", metavar="DIR", help="checkpoint directory; without it, the small demo model")
-    parser.add_argument("--image", metavar="FILE", nargs="+", required=True, help="one picture or several")
-    parser.add_argument("--expression", metavar="TEXT", required=True, help="the sentence")
-    parser.add_argument(
-        "--output",
-        metavar="FILE|DIR",
-        help=f"where to draw the answer: a picture ({' '.join(PICTURE_SUFFIXES)}), or a folder, which several pictures need",
+    add = parser.add_argument
+    add(
+        "--checkpoint",
+        metavar="SOURCE",
+        help="checkpoint directory, run folder, official weights file, or name of known weights",
     )
-    parser.add_argument("--json", action="store_true", help="print boxes, scores, points and masks (COCO RLE) as JSON")
-    parser.add_argument(
+    add(
+        "--image",
+        metavar="PATH",
+        nargs="+",
+        help="pictures: files, folders (searched with subfolders), quoted patterns",
+    )
+    add("--expression", metavar="TEXT", nargs="+", action="extend", help="sentences, each asked about every picture")
+    add("--list", metavar="FILE", type=Path, help="questions instead: .jsonl or .csv with 'image' and 'expression'")
+    add("--output", metavar="FILE|DIR", help="draw the answers: a picture file for one question, or a folder")
+    add("--explain", metavar="FILE|DIR", help="draw where the network looks, and all its queries; named as --output")
+    add("--masks", metavar="DIR", help="write masks as PNG: DIR/NAME/mask.png, merged, and DIR/NAME/object-1.png, ...")
+    add("--format", choices=("text", "json", "jsonl", "coco"), default="text", help="what is printed (default: text)")
+    add("--json", action="store_true", help="the same as --format json")
+    add(
         "--score-threshold",
         metavar="X",
         type=float,
-        help="a box counts above this score, 0 to 1; default: the checkpoint's",
+        help="a query counts above this score, 0 to 1 (default: the checkpoint's)",
     )
+    add(
+        "--nms",
+        metavar="X",
+        type=float,
+        help="suppress objects that overlap a better one by a greater box IoU; 0: none",
+    )
+    add("--top-k", metavar="N", type=int, help="largest number of objects per question (default: no limit)")
+    add(
+        "--mask",
+        choices=("merge", "global", "instance"),
+        help="what the merged mask consists of (default: the checkpoint's)",
+    )
+    add("--batch-size", metavar="N", type=int, help="questions per call of the network, at most (default: 8)")
     return parser
 
 
-def _output_paths(output: str, images: Sequence[str]) -> list[Path]:
-    """One file for every picture; none is written twice or over a picture that is read."""
-    path = Path(output)
-    is_folder = path.is_dir() or output.endswith("/") or not path.suffix
-    if is_folder:
-        paths = [path / f"{Path(image).stem}.png" for image in images]
-        names = [p.name for p in paths]
-        paths = [
-            p if names.count(p.name) == 1 else p.with_stem(f"{p.stem}-{names[: i + 1].count(p.name)}")
-            for i, p in enumerate(paths)
-        ]
-    elif len(images) > 1:
-        raise InputError(f"--output {output} is one file for {len(images)} pictures; expected a folder")
-    elif path.suffix.lower() not in PICTURE_SUFFIXES:
-        raise InputError(f"--output {output}: cannot write {path.suffix}; expected one of {' '.join(PICTURE_SUFFIXES)}")
-    else:
-        paths = [path]
-    for parent in [*([path] if is_folder else []), *path.parents]:
-        if parent.exists() and not parent.is_dir():
-            raise InputError(f"--output {output}: {parent} is a file; expected a folder")
-    read = {Path(image).resolve() for image in images}
-    for path in paths:
-        if path.resolve() in read:
-            raise InputError(f"--output would overwrite {path}, which is read; expected another name")
-    return paths
+def _questions(args: argparse.Namespace) -> list[Question]:
+    """What to ask, pictures in the outer loop so that each is read once."""
+    if args.list:
+        if args.image or args.expression:
+            raise InputError("--list replaces --image and --expression; expected one or the other")
+        return read_list(args.list)
+    if not (args.image and args.expression):
+        raise InputError("nothing to ask; expected --image and --expression, or --list")
+    for expression in args.expression:
+        clean_expression(expression)
+    return [Question(image, expression) for image in expand(args.image) for expression in args.expression]
 
 
-def _warn_if_cut(pieces: int, most: int) -> None:
-    if pieces > most:
-        print(f"note: the expression has {pieces} tokens; the model reads the first {most}", file=sys.stderr)
+def _answer(
+    predictor: "Predictor",
+    questions: list[Question],
+    targets: list[Destination],
+    args: argparse.Namespace,
+    failures: list[str],
+) -> Iterator["Answered"]:
+    """Every question's answer, with its files written. The failures of several questions are collected, that of one is raised."""
+    from instancevg_jax.answers.listing import Answered
 
-
-def _write_picture(path: Path, picture: np.ndarray) -> None:
-    done, data = cv2.imencode(path.suffix.lower(), np.ascontiguousarray(picture[..., ::-1]))
-    if not done:
-        raise InputError(
-            f"{path}: a picture of {picture.shape[1]} x {picture.shape[0]} cannot be written as {path.suffix}"
-        )
-    try:
-        write_atomically(path, data.tobytes())
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror})") from error
-
-
-def _summary(result: dict) -> str:
-    lines = [f"{result['image']}: {len(result['objects'])} found, no target p = {result['no_target_probability']:.3f}"]
-    for found in result["objects"]:
-        box = " ".join(f"{value:.1f}" for value in found["box_xyxy"])
-        lines.append(f"  score {found['score']:.3f}  box {box}")
-    return "\n".join(lines)
-
-
-def _print(text: str) -> None:
-    """Print what may hold a file's name that is not UTF-8: its odd bytes as \\udcXX, which JSON understands."""
-    print(text.encode("utf-8", "backslashreplace").decode())
+    answers = predictor.predict_many(
+        questions, score_threshold=args.score_threshold, nms_threshold=args.nms, top_k=args.top_k, mask=args.mask
+    )
+    printed = set(predictor.notes)
+    progress = tqdm(answers, total=len(questions), unit="question", disable=True if len(questions) == 1 else None)
+    for question, target, answer in zip(questions, targets, progress, strict=True):
+        if isinstance(answer, InputError):
+            if len(questions) == 1:
+                raise answer
+            failures.append(f"{question.image}: {question.expression!r}: {answer}")
+            yield Answered(question, answer, {})
+            continue
+        for note in answer.notes:
+            if note not in printed:
+                tqdm.write(f"note: {note}", file=sys.stderr)
+                printed.add(note)
+        yield Answered(question, answer, target.write(answer))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Settings that cannot work are named before anything is built."""
 
 import dataclasses
+import json
 
 import pytest
 
@@ -74,3 +75,23 @@ def test_every_number_must_be_finite(value):
 def test_every_field_says_what_it_does():
     for name, (about, _) in configs.fields(Config()).items():
         assert about.metadata["text"].endswith("."), name
+
+
+def old_json(**removed: object) -> str:
+    """A config.json with settings that no longer exist."""
+    raw = json.loads(configs.to_json(configs.Config()))
+    raw["data"] |= removed
+    return json.dumps(raw)
+
+
+def test_removed_settings_are_ignored_at_the_value_at_which_they_did_nothing():
+    old = old_json(jitter=False, jitter_scales=[0.1, 2.0], jitter_flip=0.7, num_processes=0)
+    assert configs.from_json(old) == configs.Config()
+
+
+@pytest.mark.parametrize(("name", "value"), [("jitter", True), ("num_processes", 2)])
+def test_removed_settings_that_did_something_are_refused(name: str, value: object):
+    with pytest.raises(
+        InputError, match=rf"old.json: data\.{name} is {value}; this setting was removed, expected .* or no"
+    ):
+        configs.from_json(old_json(**{name: value}), "old.json")

@@ -1,5 +1,6 @@
 """Every config file builds, and the official ones say what the original's say, field by field."""
 
+import dataclasses
 import importlib
 
 import jax
@@ -13,10 +14,10 @@ from instancevg_jax.models.instancevg import InstanceVG
 VARIANTS = {
     "shapes": ("", "long"),
     "custom": ("small", "base"),
-    "grefcoco": ("base",),
+    "grefcoco": ("",),
     "refzom": ("base",),
-    "rrefcoco": ("base",),
-    "refcoco": ("base", "large"),
+    "rrefcoco": ("",),
+    "refcoco": ("", "large", "unc", "plus_large", "umd", "google"),
 }
 PAIRS = [(name, variant) for name, variants in VARIANTS.items() for variant in variants]
 
@@ -75,6 +76,8 @@ GENERALIZED = {
     "optim.decay_factor": 0.1,
     "train.batch_size": 16,
     "train.num_epochs": 10,
+    "train.eval_every_epochs": 1,
+    "train.checkpoint_every_epochs": 1,
     "train.ema_decay": 0.0,
     "train.seed": 6666,
     "eval.score_weighted": True,
@@ -88,6 +91,7 @@ ONE_TARGET = GENERALIZED | {
     "model.num_queries": 1,
     "loss.negative_masks": 0.0,
     "data.max_targets": 1,  # a record has one box
+    "data.validation_splits": ("val_refcoco_unc", "val_refcocoplus_unc", "val_refcocog_umd"),
     "data.eval_splits": (
         "val_refcoco_unc",
         "testA_refcoco_unc",
@@ -111,10 +115,16 @@ LARGE = ONE_TARGET | {
     "train.batch_size": 4,
 }
 OFFICIAL = {
-    ("grefcoco", "base"): GENERALIZED | {"eval.task": "gres", "data.eval_splits": ("val", "testA", "testB")},
-    ("refzom", "base"): GENERALIZED | {"eval.task": "refzom", "data.eval_splits": ("test",)},
+    ("grefcoco", "base"): GENERALIZED
+    | {"eval.task": "gres", "data.validation_splits": ("val",), "data.eval_splits": ("val", "testA", "testB")},
+    ("refzom", "base"): GENERALIZED
+    | {"eval.task": "refzom", "data.validation_splits": ("test",), "data.eval_splits": ("test",)},
     ("rrefcoco", "base"): GENERALIZED
-    | {"eval.task": "rrefcoco", "data.eval_splits": ("val_rrefcoco", "val_rrefcocoplus", "val_rrefcocog")},
+    | {
+        "eval.task": "rrefcoco",
+        "data.validation_splits": ("val_rrefcoco", "val_rrefcocoplus", "val_rrefcocog"),
+        "data.eval_splits": ("val_rrefcoco", "val_rrefcocoplus", "val_rrefcocog"),
+    },
     ("refcoco", "base"): ONE_TARGET | {"eval.task": "refcoco"},
     ("refcoco", "large"): LARGE | {"eval.task": "refcoco"},
 }
@@ -138,6 +148,16 @@ def test_equals_the_original_field_by_field(name, variant):
     for field, value in OFFICIAL[name, variant].items():
         section, leaf = field.split(".")
         assert getattr(getattr(config, section), leaf) == value, field
+
+
+@pytest.mark.parametrize("size", ["", "_large"])
+def test_a_single_set_is_trained_as_the_mixture(size):
+    mixture = get("refcoco", size.removeprefix("_"))
+    for variant, splits in {"unc": ("val", "testA", "testB"), "umd": ("val", "test"), "google": ("val",)}.items():
+        config = get("refcoco", variant + size)
+        assert (config.data.validation_splits, config.data.eval_splits) == (("val",), splits)
+        assert config.data.data_dir == f"data/prepared_{variant}"
+        assert dataclasses.replace(config, data=mixture.data) == mixture
 
 
 @pytest.mark.parametrize("name", VARIANTS)

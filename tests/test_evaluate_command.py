@@ -100,10 +100,14 @@ def test_drawn_failures_are_the_failures(tmp_path: Path):
     assert [path.name for path in tmp_path.iterdir()] == ["000000.jpg"]
 
 
-def test_the_network_of_an_evaluation(capsys):
-    """A picture size that the checkpoint was not trained with is used; another depth is refused; the same value is accepted."""
+def test_the_network_of_an_evaluation(tmp_path, monkeypatch, capsys):
+    """The checkpoint's own configuration, in a run's folder below ~; another picture size; another depth, which is refused."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoint").symlink_to(DEMO_CHECKPOINT)
+    monkeypatch.setenv("HOME", str(tmp_path))
     small = [
-        *COMMAND,
+        "--checkpoint",
+        "~/run",
         "--config.data.num_eval_examples=8",
         "--config.eval.batch_size=8",
         "--config.model.image_height=48",
@@ -150,7 +154,7 @@ def test_bad_command_lines_are_one_line(arguments, says):
 def test_no_model_at_all():
     with pytest.raises(InputError, match="--checkpoint is required, unless --predictions is given"):
         evaluate.main(COMMAND[:1])
-    with pytest.raises(InputError, match=r"no config\.json there; expected a checkpoint directory"):
+    with pytest.raises(InputError, match="absent"):
         evaluate.main(["--checkpoint=absent"])
 
 

@@ -18,8 +18,9 @@ from pycocotools import mask as coco_masks
 
 from instancevg_jax import checkpoint, predict
 from instancevg_jax.answers import predictor
-from instancevg_jax.answers.postprocess import Grounding
+from instancevg_jax.answers.grounding import Grounding
 from instancevg_jax.answers.predictor import Predictor
+from instancevg_jax.answers.questions import Question, output_paths
 from instancevg_jax.config import Config, EvalConfig
 from instancevg_jax.errors import InputError
 from instancevg_jax.models.instancevg import InstanceVG
@@ -79,41 +80,105 @@ def test_nothing_above_the_threshold_is_no_target(asked: Predictor):
     assert not answer.mask.any()
 
 
-def test_paths_pil_images_and_arrays_give_the_same(asked: Predictor, tmp_path: Path):
+def test_every_kind_of_source_gives_the_same(asked: Predictor, tmp_path: Path):
     Image.fromarray(picture()).save(tmp_path / "a.png")
-    sources = [picture(), Image.fromarray(picture()), tmp_path / "a.png", str(tmp_path / "a.png")]
-    answers = [asked.predict(source, "the dog", 0.0) for source in sources]
+    data = (tmp_path / "a.png").read_bytes()
+    sources = [
+        picture(),
+        Image.fromarray(picture()),
+        tmp_path / "a.png",
+        str(tmp_path / "a.png"),
+        data,
+        io.BytesIO(data),
+    ]
+    sources.append(jax.numpy.asarray(picture()))
+    answers = [asked.predict(source, "the dog", score_threshold=0.0) for source in sources]
     for answer in answers[1:]:
-        for one, other in zip(vars(answers[0]).values(), vars(answer).values(), strict=True):
-            np.testing.assert_array_equal(one, other)
+        for name in ("boxes_xyxy", "scores", "masks", "points_xy", "mask", "picture"):
+            np.testing.assert_array_equal(getattr(answers[0], name), getattr(answer, name))
 
 
 def test_a_batch_answers_as_its_parts(asked: Predictor):
     pictures = [picture(40, 60), picture(30, 20, seed=1), picture(7, 9, seed=2)]
     expressions = ["the dog", "two cats on the left", "a bus"]
-    answers = asked.predict_batch(pictures, expressions, 0.0)
+    answers = asked.predict_batch(list(zip(pictures, expressions, strict=True)), score_threshold=0.0)
     assert len(answers) == 3
-    assert asked.predict_batch([], []) == []
+    assert asked.predict_batch([]) == []
     for answer, rgb, expression in zip(answers, pictures, expressions, strict=True):
         assert answer.mask.shape == rgb.shape[:2]
-        assert_same(answer, asked.predict(rgb, expression, 0.0))
+        assert_same(answer, asked.predict(rgb, expression, score_threshold=0.0))
 
 
-def test_one_compilation_per_batch_size(asked: Predictor, monkeypatch: pytest.MonkeyPatch):
+def test_two_programs_serve_every_question(asked: Predictor, saved: Path, monkeypatch: pytest.MonkeyPatch):
     """Compiling runs the network's Python code, an answer from the compiled network does not: count its calls."""
     asked.predict(picture(), "the dog")
-    asked.predict_batch([picture()] * 4, ["the dog"] * 4)
+    asked.predict_batch([(picture(), "the dog")] * 4)
     traced = []
-    network = InstanceVG.__call__
-    monkeypatch.setattr(InstanceVG, "__call__", lambda self, *args: traced.append(len(args[0])) or network(self, *args))
+    network = InstanceVG.forward
+    monkeypatch.setattr(InstanceVG, "forward", lambda self, *args: traced.append(len(args[0])) or network(self, *args))
     for i, expression in enumerate(["two cats and a bus", "left " * 50, "人"]):
-        asked.predict(picture(20 + i, 30, seed=i), expression, score_threshold=i / 10)
-    asked.predict_batch([picture()] * 3, ["a cat"] * 3)
-    asked.predict_batch([picture()] * 7, ["a cat"] * 7)  # four and three
+        settings = {"score_threshold": i / 10, "nms_threshold": i / 5, "top_k": i + 1, "mask": "global"}
+        asked.predict(picture(20 + i, 30, seed=i), expression, **settings)
+    asked.predict(picture(), ["a cat", "a dog", "a bus"], mask="instance")  # padded to four
+    asked.predict_batch([(picture(), "a cat")] * 9)  # two times four, and one
+    Predictor.from_pretrained(saved).predict(picture(), "the dog")  # another predictor of the same architecture
     assert traced == []
-    text = np.zeros((2, SMALL.max_tokens), np.int32)
-    jax.eval_shape(asked._forward, asked._state, np.zeros((2, 32, 32, 3), np.float32), text, text == 0)
-    assert traced == [2]  # the counter does count: this size is new
+    Predictor.from_pretrained(saved, batch_size=3).predict_batch([(picture(), "a dog")] * 3)
+    assert traced == [3]  # the counter does count: this size is new
+
+
+def test_settings_do_what_they_say(asked: Predictor):
+    everything = asked.predict(picture(), "the left dog", score_threshold=0.0)
+    best = asked.predict(picture(), "the left dog", score_threshold=0.0, top_k=1, mask="instance")
+    assert len(best) == 1
+    np.testing.assert_array_equal(best.boxes_xyxy, everything.boxes_xyxy[:1])
+    np.testing.assert_array_equal(best.mask, best.masks[0])
+    assert len(asked.predict(picture(), "the left dog", score_threshold=0.0, nms_threshold=1e-6)) < len(everything)
+    threshold = float(everything.scores[1])
+    assert len(asked.predict(picture(), "the left dog", score_threshold=threshold)) == 1
+
+
+def test_a_stream_continues_past_what_cannot_be_answered(asked: Predictor, tmp_path: Path):
+    """In order, and no further ahead than the batches that run and the pictures that are read."""
+    taken = []
+
+    def pairs():
+        for i in range(60):
+            taken.append(i)
+            yield (tmp_path / "missing.jpg" if i % 3 == 1 else picture(seed=i), "" if i % 3 == 2 else "a dog")
+        yield "a.jpg"
+
+    answers = asked.predict_many(pairs(), score_threshold=0.0)
+    first = [next(answers) for _ in range(3)]
+    assert len(taken) < 50
+    assert_same(first[0], asked.predict(picture(seed=0), "a dog", score_threshold=0.0))
+    rest = [*first, *answers]
+    assert len(rest) == 61
+    assert [isinstance(answer, InputError) for answer in rest] == [i % 3 != 0 for i in range(60)] + [True]
+    assert "missing.jpg: no such file" in str(rest[1])
+    assert "words" in str(rest[2])
+    assert "expected (picture, sentence)" in str(rest[60])
+
+
+def test_a_picture_is_read_once_for_several_sentences(
+    asked: Predictor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    Image.fromarray(picture()).save(tmp_path / "a.png")
+    read = []
+    load = predictor.load_picture
+    monkeypatch.setattr(predictor, "load_picture", lambda source: read.append(source) or load(source))
+    answers = asked.predict(str(tmp_path / "a.png"), ["a dog", "a cat", "a bus"])
+    assert [answer.expression for answer in answers] == ["a dog", "a cat", "a bus"]
+    assert len(read) == 1
+
+
+def test_a_device_without_memory_says_what_to_change(asked: Predictor, monkeypatch: pytest.MonkeyPatch):
+    def answer(*args):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 26614369432 bytes.")
+
+    monkeypatch.setattr(predictor, "_answer", answer)
+    with pytest.raises(InputError, match="out of memory for 4 pictures at a time; use a batch size below 4"):
+        asked.predict_batch([(picture(), "a dog")] * 4)
 
 
 def test_a_predictor_cannot_be_changed(asked: Predictor):
@@ -122,19 +187,26 @@ def test_a_predictor_cannot_be_changed(asked: Predictor):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("source", "expression", "settings", "says"),
     [
-        (([picture()], ["a", "b"]), "1 pictures and 2 expressions"),
-        (([picture()], [""]), "holds no words"),
-        (([picture()], ["\u200b"]), "gives no tokens"),
-        ((["nowhere.jpg"], ["a"]), r"nowhere\.jpg: no such file"),
-        (([picture()], ["a"], 1.5), r"score_threshold is 1\.5"),
-        (([picture()], ["a"], float("nan")), "score_threshold is nan"),
+        (picture(), "", {}, "words"),
+        (picture(), 5, {}, "the expression is 5"),
+        (picture(), ["a", 5], {}, "the expression is 5"),
+        ("nowhere.jpg", "a", {}, r"nowhere\.jpg: no such file"),
+        (5, "a", {}, "the picture is"),
+        (None, "a", {}, "the picture is"),
+        (b"hello", "a", {}, "not a picture"),
+        (picture(), "a", {"score_threshold": 1.5}, r"score_threshold is 1\.5"),
+        (picture(), "a", {"score_threshold": float("nan")}, "score_threshold is nan"),
+        (picture(), "a", {"score_threshold": "0.5"}, "score_threshold is '0.5'"),
+        (picture(), "a", {"nms_threshold": -1}, "nms_threshold is -1"),
+        (picture(), "a", {"top_k": 0}, "top_k is 0"),
+        (picture(), "a", {"mask": "both"}, "'both'; expected one of"),
     ],
 )
-def test_bad_questions(asked: Predictor, arguments: tuple, says: str):
+def test_bad_questions(asked: Predictor, source, expression, settings: dict, says: str):
     with pytest.raises(InputError, match=says):
-        asked.predict_batch(*arguments)
+        asked.predict(source, expression, **settings)
 
 
 def test_a_tokenizer_of_another_model_is_refused(asked: Predictor, saved: Path):
@@ -148,7 +220,7 @@ def test_without_a_checkpoint_the_demo_model_answers(saved: Path, monkeypatch: p
     monkeypatch.setattr(predictor, "DEMO_CHECKPOINT", saved)
     assert Predictor.from_pretrained().config.model == SMALL
     monkeypatch.setattr(predictor, "DEMO_CHECKPOINT", tmp_path / "nowhere")
-    with pytest.raises(InputError, match="comes without the demo checkpoint"):
+    with pytest.raises(InputError, match="lacks the built-in model"):
         Predictor.from_pretrained()
 
 
@@ -178,7 +250,7 @@ def test_every_kind_of_picture_through_the_command(
     sizes = kinds_of_pictures(tmp_path)
     files = [str(tmp_path / name) for name in sizes]
     out = tmp_path / "answers"
-    monkeypatch.setattr(Predictor, "from_pretrained", lambda directory: asked)
+    monkeypatch.setattr(Predictor, "from_pretrained", lambda source, batch_size: asked)
     command = ["--image", *files, "--expression", "左边的 🐶 dog", "--output", str(out)]
     predict.main([*command, "--json", "--score-threshold", "0"])
     printed = json.loads(capsys.readouterr().out)
@@ -202,13 +274,13 @@ def test_the_command_says_what_python_says(
 ):
     """One answer, as text and as JSON; the sentence is longer than the model reads, and the user is told."""
     Image.fromarray(picture()).save(tmp_path / "a.png")
-    monkeypatch.setattr(Predictor, "from_pretrained", lambda directory: asked)
+    monkeypatch.setattr(Predictor, "from_pretrained", lambda source, batch_size: asked)
     command = ["--image", str(tmp_path / "a.png"), "--expression", "left " * 60, "--score-threshold", "0"]
     predict.main([*command, "--json"])
     captured = capsys.readouterr()
     assert captured.err == f"note: the expression has 60 tokens; the model reads the first {SMALL.max_tokens - 2}\n"
     (result,) = json.loads(captured.out)["results"]
-    answer = asked.predict(picture(), "left " * 60, 0.0)
+    answer = asked.predict(picture(), "left " * 60, score_threshold=0.0)
     for found, box, score, mask in zip(result["objects"], answer.boxes_xyxy, answer.scores, answer.masks, strict=True):
         np.testing.assert_allclose(found["box_xyxy"], box, rtol=1e-6)
         assert found["score"] == pytest.approx(float(score))
@@ -216,7 +288,7 @@ def test_the_command_says_what_python_says(
     np.testing.assert_array_equal(coco_masks.decode(result["mask"]), answer.mask)
     predict.main(command)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith(f"{tmp_path / 'a.png'}: {SMALL.num_queries} found")
+    assert lines[0] == f"{tmp_path / 'a.png'}: {'left ' * 60!r}: {SMALL.num_queries} objects"
     assert lines[1].startswith(f"  score {answer.scores[0]:.3f}  box ")
 
 
@@ -227,12 +299,14 @@ def test_bad_pictures_are_named(saved: Path, tmp_path: Path):
     (tmp_path / "truncated.jpg").write_bytes(data.getvalue()[:-200])
     (tmp_path / "empty.jpg").write_bytes(b"")
     (tmp_path / "text.jpg").write_text("hello")
+    (tmp_path / "empty").mkdir()
     for name, says in [
         ("missing.jpg", "no such file"),
         ("truncated.jpg", "truncated"),
         ("empty.jpg", "is empty"),
         ("text.jpg", "not a picture"),
-        ("", "is a directory"),
+        ("empty", "no pictures found"),
+        ("*.gif", "no pictures found"),
     ]:
         with pytest.raises(InputError, match=says) as caught:
             predict.main(["--checkpoint", str(saved), "--image", str(tmp_path / name), "--expression", "a dog"])
@@ -241,14 +315,14 @@ def test_bad_pictures_are_named(saved: Path, tmp_path: Path):
 
 @pytest.mark.parametrize("text", ["", "   ", "-", "?!"])
 def test_an_empty_expression_is_named(text: str):
-    with pytest.raises(InputError, match="holds no words"):
+    with pytest.raises(InputError, match="contains no words"):
         predict.main(["--image", "a.jpg", "--expression", text])
 
 
 @pytest.mark.parametrize(
     ("output", "images", "says"),
     [
-        ("a.png", ["x.png", "y.png"], "one file for 2 pictures"),
+        ("a.png", ["x.png", "y.png"], "one file for 2 answers"),
         ("a.gif", ["x.png"], r"cannot write \.gif"),
         ("x.png", ["x.png"], r"would overwrite x\.png"),
         ("x.png/deep", ["y.png"], r"x\.png is a file"),
@@ -263,8 +337,9 @@ def test_bad_outputs_are_named(output: str, images: list[str], says: str, tmp_pa
 
 
 def test_pictures_of_one_name_do_not_overwrite_each_other(tmp_path: Path):
-    paths = predict._output_paths(str(tmp_path), ["a/x.jpg", "b/x.jpg", "b/y.jpg"])
-    assert [path.name for path in paths] == ["x-1.png", "x-2.png", "y.png"]
+    images = ["a/x.jpg", "b/x.jpg", "b/y.jpg", "b/x-1.jpg"]
+    paths = output_paths("--output", str(tmp_path), [Question(image, "a dog") for image in images])
+    assert [path.name for path in paths] == ["x-2.png", "x-3.png", "y.png", "x-1.png"]
 
 
 def test_bad_checkpoints_are_named(saved: Path, tmp_path: Path):
@@ -277,7 +352,7 @@ def test_bad_checkpoints_are_named(saved: Path, tmp_path: Path):
         (other / "config.json").read_text().replace('"head_width": 16', '"head_width": 24')
     )
     for directory, says in [
-        (tmp_path / "nowhere", "no such directory"),
+        (tmp_path / "nowhere", "no such file or directory; expected a path or one of instancevg-grefcoco"),
         (half, "not a whole checkpoint"),
         (other, r"config\.json does not fit the parameters"),
     ]:
@@ -304,9 +379,8 @@ def test_as_a_process(saved: Path, tmp_path: Path):
     done = run("--checkpoint", str(tmp_path / "nowhere"), *right[2:])
     assert done.returncode == 2
     assert done.stdout == ""
-    assert done.stderr.splitlines() == [
-        f"error: {tmp_path / 'nowhere'}: no such directory; expected a checkpoint (config.json, tokenizer.spm, params/)"
-    ]
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: {tmp_path / 'nowhere'}: no such file or directory; expected a path or one of ")
 
     odd = os.fsdecode(bytes(tmp_path / "a") + b"\xff.png")
     shutil.copy(tmp_path / "a.png", odd)

@@ -45,6 +45,7 @@ def test_prepare_train_evaluate(family, tmp_path):
         "--config.model.vocab_size=120",
         f"--config.data.data_dir={tmp_path / 'data'}",
         f"--config.data.tokenizer={tokenizer}",
+        f"--config.data.validation_splits=('{split}',)",
         f"--config.data.eval_splits=('{split}',)",
         "--config.train.num_steps=2",
         *([f"--config.data.train_split={split}"] if family == "refcoco" else []),  # the sample has no training split

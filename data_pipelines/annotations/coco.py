@@ -3,9 +3,9 @@ image (MDETR: what its annotations are called together), or the names of `catego
 """
 
 import re
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from data_pipelines.annotations.source import Source
 from data_pipelines.annotations.values import by_id, identifier, instance, picture, present, shown, size, text
@@ -55,78 +55,67 @@ def read(content: Entry, source: Source) -> list[Record]:
     """
     images = by_id(content["images"], "images", source)
     annotations = field_of(content, "annotations", list, "the file")
-    sentence_of = _sentences(content, images, annotations, source)
+    owner = _owner_of_sentences(content, images, annotations, source)
+    names = by_id(content.get("categories"), "categories", source) if owner == "categories" else {}
     sentences: dict[Hashable, _Sentence] = {}
     doubts = _Doubts()
     for position, annotation in enumerate(annotations):
         where = f"annotations[{position}]"
-        image = sentence = None
+        image = found = None
         with source.at(where):
             if not isinstance(annotation, dict):
                 raise InputError(f"{where} is {shown(annotation)}; expected an annotation")
             image = identifier(annotation.get("image_id"), f"{where}.image_id")
         if isinstance(annotation, dict):
             with source.at(where):
-                sentence = sentence_of(annotation, image, where)
-        if sentence == "" and image is not None:
+                found = _sentence_of(annotation, images.get(image or ""), owner, names, where)
+        if found == [] and image is not None:
             continue
         stray = image is not None and image not in images
         with source.at(where):
             if stray:
                 raise InputError(f"{where}.image_id is {image}; no readable image has this id")
-        if stray and source.captions == "categories":
-            continue  # exports of a part of a data set leave such annotations behind
-        if image is None or sentence is None or stray:
-            doubts.add(None if stray else image, sentence or None, where)
-        else:
-            found = sentences.setdefault((image, sentence), _Sentence(image, sentence))
-            found.annotations.append((where, annotation))
-    if source.captions != "categories":
+        if image is not None and found and not stray:
+            sentence = sentences.setdefault((image, found[0]), _Sentence(image, found[0]))
+            sentence.annotations.append((where, annotation))
+        elif not (stray and owner == "categories"):  # exports of some pictures often keep the annotations of the others
+            doubts.add(None if stray else image, found[0] if found else None, where)
+    if owner == "images":
         _add_images_alone(sentences, images)
-    split = _split_in_name(source) if _captions_of(images.values()) else "train"
-    return _records(list(sentences.values()), images, doubts, split, source)
+    return _records(
+        list(sentences.values()), images, doubts, _split_in_name(source) if owner == "images" else "train", source
+    )
 
 
-def _sentences(
+def _owner_of_sentences(
     content: Entry, images: dict[str, Entry], annotations: list[Any], source: Source
-) -> Callable[[Entry, str | None, str], str | None]:
-    """The function that finds an annotation's sentence: "" where it has none, None where that depends on an unknown image."""
+) -> Literal["categories", "annotations", "images"]:
+    """What has the sentences. Raises InputError where nothing has."""
     if source.captions == "categories":
-        names = by_id(content.get("categories"), "categories", source)
-
-        def category(annotation: Entry, image: str | None, where: str) -> str:
-            del image
-            key = identifier(annotation.get("category_id"), f"{where}.category_id")
-            if key not in names:
-                raise InputError(f"{where}.category_id is {key}; no readable category has this id")
-            return text(names[key].get("name"), f"the name of category {key}")
-
-        return category
-    if any("caption" in a for a in annotations if isinstance(a, dict)):
-
-        def caption(annotation: Entry, image: str | None, where: str) -> str:
-            del image
-            return text(annotation["caption"], f"{where}.caption") if "caption" in annotation else ""
-
-        return caption
-    if _captions_of(images.values()):
-
-        def shared(annotation: Entry, image: str | None, where: str) -> str | None:
-            del annotation, where
-            if image is None or image not in images:
-                return None
-            value = images[image].get("caption")
-            return text(value, f"the caption of image {image}") if value is not None else ""
-
-        return shared
+        return "categories"
+    if any("caption" in annotation for annotation in annotations if isinstance(annotation, dict)):
+        return "annotations"
+    if any("caption" in image for image in images.values()):
+        return "images"
     hint = ""
     if isinstance(content.get("categories"), list) and content["categories"]:
         hint = "; this looks like a detection export: --captions categories makes the categories' names its sentences"
     raise InputError(f"no annotation and no image has a caption; expected what the objects are called{hint}")
 
 
-def _captions_of(images: Any) -> bool:
-    return any("caption" in image for image in images)
+def _sentence_of(
+    annotation: Entry, image: Entry | None, owner: str, names: dict[str, Entry], where: str
+) -> list[str] | None:
+    """An annotation's sentence: [] where it has none, None where that depends on an unknown image."""
+    if owner == "categories":
+        key = identifier(annotation.get("category_id"), f"{where}.category_id")
+        if key not in names:
+            raise InputError(f"{where}.category_id is {key}; no readable category has this id")
+        return [text(names[key].get("name"), f"the name of category {key}")]
+    entry, place = (annotation, where) if owner == "annotations" else (image, f"the image of {where}")
+    if entry is None:
+        return None
+    return [text(entry["caption"], f"{place}.caption")] if "caption" in entry else []
 
 
 def _add_images_alone(sentences: dict[Hashable, _Sentence], images: dict[str, Entry]) -> None:

@@ -7,6 +7,7 @@ JSON lines, or a list of records  this project's own layout, and ODVG: `jsonl`, 
 """
 
 import itertools
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,7 @@ _FOREIGN = {  # how files of other kinds begin
     b"PK\x03\x04": "a zip archive; unpack it and name the annotation file",
     b"\x1f\x8b": "a gzip file; give it a name that ends in .gz",
     b"\x89HDF": "an HDF5 or MATLAB file; export it as JSON lines",
+    b"\x80": "a pickle; give it a name that ends in .p",
     b"<": "XML or HTML; export it as COCO or JSON lines",
     b"version https://git-lfs": "a Git LFS pointer; fetch the file itself with git lfs pull",
 }
@@ -120,9 +122,12 @@ def _check_file(source: Source) -> None:
         start = file.read(_START).removeprefix(b"\xef\xbb\xbf").lstrip()
     if not start:
         raise InputError("the file is empty; expected annotations")
-    foreign = next((what for magic, what in _FOREIGN.items() if start.startswith(magic)), None)
+    is_pickle = source.name.endswith(_PICKLES)
+    foreign = next((what for magic, what in _FOREIGN.items() if start.startswith(magic) and not is_pickle), None)
     if source.name.endswith((".csv", ".tsv")):
         foreign = "a table; export it as JSON lines"
+    if re.match(rb"\d+( +[\d.]+){4}", start):
+        foreign = "labels of YOLO; export them as COCO, and use --captions categories"
     if foreign:
         raise InputError(f"this looks like {foreign} (docs/data.md has the layouts that are read)")
 

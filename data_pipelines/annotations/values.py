@@ -41,10 +41,10 @@ def number(value: Any, where: str) -> float:
 
 
 def whole(value: Any, where: str) -> int:
-    """A whole number from 0."""
+    """A whole number from 0 that 64 bits can hold."""
     found = number(value, where)
-    if found < 0 or found != int(found):
-        raise InputError(f"{where} is {shown(value)}; expected a whole number, 0 or more")
+    if not 0 <= found < 2**63 or found != int(found):
+        raise InputError(f"{where} is {shown(value)}; expected a whole number from 0 to 2^63 - 1")
     return int(found)
 
 
@@ -90,7 +90,9 @@ def picture(value: Any, where: str) -> str:
     name = text(value, where)
     if not name or "\0" in name or "://" in name or not is_within(name):
         raise InputError(f"{where} is {shown(name)}; expected a file name within the folder of pictures (--images)")
-    if len(name.encode()) > _LONGEST_PATH or max(len(part.encode()) for part in name.split("/")) > _LONGEST_NAME:
+    if len(name.encode()) > _LONGEST_PATH:
+        raise InputError(f"{where} is {shown(name)}; expected at most {_LONGEST_PATH} bytes")
+    if max(len(part.encode()) for part in name.split("/")) > _LONGEST_NAME:
         raise InputError(
             f"{where} is {shown(name)}; expected at most {_LONGEST_NAME} bytes per name of a file or folder"
         )

@@ -21,7 +21,7 @@ from data_pipelines.checking.geometry import (
 from data_pipelines.checking.pictures import Picture
 from data_pipelines.records import RLE, Box, Instance, Record, Segmentation, is_partial, is_training
 from instancevg_jax.errors import InputError
-from instancevg_jax.inputs.pictures import clean_expression
+from instancevg_jax.inputs.text import clean_expression
 
 _ROUNDING = 2  # pixels that a stated size may differ by
 

@@ -1,152 +1,224 @@
-"""An answer drawn on its picture, for people: masks, boxes, points, scores, the sentence, or "no target".
+"""An answer drawn on its picture, for people: outlined masks, boxes, scores, the sentence, or that there is no target.
 
 Numpy, OpenCV and PIL only. Small pictures are enlarged until text is legible on them.
 """
 
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import cv2
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from instancevg_jax.answers.postprocess import Grounding
+from instancevg_jax.answers.grounding import Grounding
+from instancevg_jax.boxes import pairwise_iou
+from instancevg_jax.errors import InputError
+from instancevg_jax.files import write_atomically
 
 MIN_SIDE = 480  # pixels; smaller pictures are enlarged until their longer side has as many
 MIN_WIDTH = 200  # pixels; narrower pictures get a margin, so that the sentence below can be read
-TINT = 0.42  # opacity of a mask
+TINT = 0.1  # opacity of a mask: an object keeps its own colour
+SLIVER = 80  # of the longer side; what only the merged mask covers is shown where it is about twice as thick
+SAME_OBJECT = 0.5  # box IoU from which an answer and a true object share a colour
 PALETTE = (
     (0, 158, 255), (255, 106, 51), (54, 196, 96), (236, 64, 144), (255, 196, 25),
     (146, 92, 255), (0, 196, 186), (196, 120, 60), (140, 190, 30), (255, 128, 196),
 )  # fmt: skip
 MERGED_COLOUR = (245, 245, 245)  # of what only the merged mask covers
-BAR, INK, SOFT_INK, ALERT = (24, 26, 31), (244, 245, 247), (160, 166, 178), (214, 48, 49)
+BAR, INK, SOFT_INK, NOTE = (24, 26, 31), (244, 245, 247), (160, 166, 178), (255, 196, 25)
+ALERT, UNSURE = (214, 48, 49), (84, 94, 112)  # banners of "no target" and of "nothing above the threshold"
 
 
 @dataclass(frozen=True)
 class Truth:
-    """What the sentence really means, in the picture's own pixels. N may be 0."""
+    """The objects that a sentence really refers to, in the picture's own pixels. N may be 0."""
 
     boxes_xyxy: np.ndarray  # [N, 4]
     masks: np.ndarray  # [N, H, W] bool
 
 
 def draw_grounding(
-    picture: UInt8[np.ndarray, "H W 3"], grounding: Grounding, expression: str, truth: Truth | None = None
+    picture: UInt8[np.ndarray, "H W 3"],
+    grounding: Grounding,
+    expression: str,
+    truth: Truth | None = None,
+    *,
+    notes: Sequence[str] = (),
 ) -> UInt8[np.ndarray, "H2 W2 3"]:
-    """The answer on the picture, above a bar with the sentence; with `truth`, the ground truth beside it.
+    """The answer on the picture, above a bar with the sentence; with `truth`, the ground truth next to it.
+
+    An answer and the true object that it overlaps have the same colour.
 
     Args:
         picture: RGB.
         grounding: the answer, in this picture's pixels.
         expression: the sentence, as the user wrote it.
         truth: what it should have been, if known.
+        notes: what the reader should know about the answer, one line each.
 
     Returns:
         A new RGB picture, at least MIN_SIDE pixels along the longer side, higher by the bar.
     """
     scale = max(1.0, MIN_SIDE / max(picture.shape[:2]))
-    panels = [_draw_answer(picture, grounding, scale)]
+    panels = [_draw_answer(picture, grounding, expression, scale, _colours(grounding, truth))]
     if truth is not None:
-        panels = [_headed(panels[0], "prediction"), _headed(_draw_truth(picture, truth, scale), "ground truth")]
-    body = _side_by_side(panels)
-    return np.concatenate([body, _caption(body.shape[1], _unit(panels[0]), expression, _verdict(grounding))])
+        panels = [headed(panels[0], "prediction"), headed(_draw_truth(picture, truth, scale), "ground truth")]
+    body = side_by_side(panels)
+    legend = "white: only in the merged mask" if _merged_only(grounding).any() else ""
+    return np.concatenate(
+        [body, caption(body.shape[1], unit_of(panels[0]), expression, grounding.verdict, legend, notes)]
+    )
 
 
-def _verdict(grounding: Grounding) -> str:
+def write_picture(path: Path, picture: UInt8[np.ndarray, "H W *rgb"]) -> None:
+    """Write an RGB or grey picture in the format of the path's suffix. Raises InputError where that fails."""
+    order = np.ascontiguousarray(picture[..., ::-1] if picture.ndim == 3 else picture)
+    done, data = cv2.imencode(path.suffix.lower(), order)
+    if not done:
+        raise InputError(
+            f"{path}: a picture of {picture.shape[1]} x {picture.shape[0]} pixels cannot be written as {path.suffix}"
+        )
+    try:
+        write_atomically(path, data.tobytes())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def _colours(grounding: Grounding, truth: Truth | None) -> list[int]:
+    """Index of each object's colour: of the true object that it overlaps most, or one that no true object has."""
+    if truth is None:
+        return list(range(len(grounding)))
+    overlaps = pairwise_iou(grounding.boxes_xyxy, np.asarray(truth.boxes_xyxy, np.float32).reshape(-1, 4))
+    indices, unmatched = [], len(truth.boxes_xyxy)
+    for row in overlaps:
+        best = int(row.argmax()) if len(row) else -1
+        if best >= 0 and row[best] >= SAME_OBJECT:
+            indices.append(best)
+            overlaps[:, best] = 0
+        else:
+            indices.append(unmatched)
+            unmatched += 1
+    return indices
+
+
+def _merged_only(grounding: Grounding) -> Bool[np.ndarray, "H W"]:
+    """Where only the merged mask is, without slivers along the objects' edges."""
+    alone = (grounding.mask & ~grounding.masks.any(axis=0)).astype(np.uint8)
+    side = 2 * round(max(alone.shape) / SLIVER) + 1
+    return cv2.morphologyEx(alone, cv2.MORPH_OPEN, np.ones((side, side), np.uint8)).astype(bool)
+
+
+def _draw_answer(
+    picture: np.ndarray, grounding: Grounding, expression: str, scale: float, colours: list[int]
+) -> np.ndarray:
+    canvas = enlarged(picture, scale)
     if not grounding.exists:
-        return f"no target (p = {grounding.no_target_probability:.2f})"
-    count = len(grounding.scores)
-    return f"{count} object{'' if count == 1 else 's'}"
-
-
-def _draw_answer(picture: np.ndarray, grounding: Grounding, scale: float) -> np.ndarray:
-    canvas = _enlarged(picture, scale)
-    if not grounding.exists:
-        return _no_target(canvas, _verdict(grounding))
-    covered = grounding.masks.any(axis=0) if len(grounding.masks) else np.zeros(picture.shape[:2], bool)
-    canvas = _tinted(canvas, grounding.mask & ~covered, MERGED_COLOUR, outline=False)
-    order = range(len(grounding.scores) - 1, -1, -1)  # the best on top
+        return _faded(canvas, grounding.verdict, ALERT if grounding.says_no_target else UNSURE)
+    step = 1.0  # picture pixels per mask pixel, of masks that were resized by nearest neighbour
+    if grounding.evidence is not None:
+        step = picture.shape[1] / grounding.evidence.masks.shape[2]
+    canvas = tinted(canvas, _merged_only(grounding), MERGED_COLOUR, step)
+    order = range(len(grounding) - 1, -1, -1)  # the best on top
     for i in order:
-        canvas = _tinted(canvas, grounding.masks[i], _colour(i))
+        canvas = tinted(canvas, grounding.masks[i], colour(colours[i]), step)
     for i in order:
-        _box(canvas, grounding.boxes_xyxy[i] * scale, _colour(i))
-    for i in order:
-        _point(canvas, grounding.points_xy[i] * scale, _colour(i))
-    labels = [f"{score:.2f}" for score in grounding.scores]
-    return _labelled(canvas, grounding.boxes_xyxy * scale, labels)
+        draw_box(canvas, grounding.boxes_xyxy[i] * scale, colour(colours[i]))
+    labels = [(expression, f"{score:.2f}") for score in grounding.scores]
+    return _labelled(canvas, grounding.boxes_xyxy * scale, labels, colours)
 
 
 def _draw_truth(picture: np.ndarray, truth: Truth, scale: float) -> np.ndarray:
-    canvas = _enlarged(picture, scale)
+    canvas = enlarged(picture, scale)
     if not len(truth.boxes_xyxy):
-        return _no_target(canvas, "no target")
+        return _faded(canvas, "no target", ALERT)
     for i, (mask, box) in enumerate(zip(truth.masks, truth.boxes_xyxy, strict=True)):
-        canvas = _tinted(canvas, mask, _colour(i))
-        _box(canvas, box * scale, _colour(i))
+        canvas = tinted(canvas, mask, colour(i))
+        draw_box(canvas, box * scale, colour(i))
     return canvas
 
 
-def _colour(index: int) -> tuple[int, int, int]:
+def colour(index: int) -> tuple[int, int, int]:
+    """The colour of object number `index`; they repeat after the last."""
     return PALETTE[index % len(PALETTE)]
 
 
-def _enlarged(picture: np.ndarray, scale: float) -> np.ndarray:
+def enlarged(picture: UInt8[np.ndarray, "H W 3"], scale: float) -> UInt8[np.ndarray, "H2 W2 3"]:
+    """A copy, `scale` times as large."""
     if scale == 1:
         return picture.copy()
-    size = (round(picture.shape[1] * scale), round(picture.shape[0] * scale))
-    return cv2.resize(picture, size, interpolation=cv2.INTER_CUBIC)
+    size = (max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale)))
+    return cv2.resize(picture, size, interpolation=cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA)
 
 
-def _unit(canvas: np.ndarray) -> float:
+def unit_of(canvas: np.ndarray) -> float:
     """How much thicker lines and larger letters are than at MIN_SIDE."""
     height, width = canvas.shape[:2]
     return max(0.75, min(max(height, width), 2 * min(height, width)) / MIN_SIDE)
 
 
-def _tinted(
+def tinted(
     canvas: UInt8[np.ndarray, "H W 3"],
     mask: Bool[np.ndarray, "h w"],
-    colour: tuple[int, int, int],
-    outline: bool = True,
+    shade: tuple[int, int, int],
+    step: float = 1.0,
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """The mask as a tint with a crisp outline. Where the picture was enlarged, the mask's stairs are smoothed away."""
+    """The mask as a light tint with an outline, smoothed where a pixel of the network's mask covers several of the canvas.
+
+    Args:
+        canvas: where to draw; it is not changed.
+        mask: of any size.
+        shade: its colour.
+        step: pixels of `mask` per pixel of the network's mask that it was resized from.
+    """
     height, width = canvas.shape[:2]
     soft = cv2.resize(mask.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
-    if width > mask.shape[1]:
-        soft = cv2.GaussianBlur(soft, (0, 0), 0.5 * width / mask.shape[1], borderType=cv2.BORDER_REPLICATE)
+    coarse = max(step, 1) * width / mask.shape[1]
+    if coarse > 1:
+        soft = cv2.GaussianBlur(soft, (0, 0), 0.5 * coarse, borderType=cv2.BORDER_REPLICATE)
     inside = soft >= 0.5
     result = canvas.copy()
-    result[inside] = (canvas[inside] * (1 - TINT) + np.asarray(colour) * TINT).astype(np.uint8)
-    if outline:
-        contours, _ = cv2.findContours(inside.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(result, contours, -1, colour, max(1, round(1.5 * _unit(canvas))), cv2.LINE_AA)
+    result[inside] = (canvas[inside] * (1 - TINT) + np.asarray(shade) * TINT).astype(np.uint8)
+    contours, _ = cv2.findContours(inside.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    line = max(1, round(1.5 * unit_of(canvas)))
+    cv2.drawContours(result, contours, -1, (255, 255, 255), line + 2, cv2.LINE_AA)
+    cv2.drawContours(result, contours, -1, shade, line, cv2.LINE_AA)
     return result
 
 
-def _box(canvas: np.ndarray, box: Float[np.ndarray, " 4"], colour: tuple[int, int, int]) -> None:
+def draw_box(canvas: np.ndarray, box: Float[np.ndarray, " 4"], shade: tuple[int, int, int]) -> None:
+    """Draw the outline of (x1, y1, x2, y2), in pixels of the canvas, into it."""
     corners = np.clip(np.rint(box), 0, [canvas.shape[1] - 1, canvas.shape[0] - 1] * 2).astype(int).tolist()
-    width = max(2, round(2 * _unit(canvas)))
+    width = max(2, round(2 * unit_of(canvas)))
     cv2.rectangle(canvas, corners[:2], corners[2:], (255, 255, 255), width + 2, cv2.LINE_AA)
-    cv2.rectangle(canvas, corners[:2], corners[2:], colour, width, cv2.LINE_AA)
+    cv2.rectangle(canvas, corners[:2], corners[2:], shade, width, cv2.LINE_AA)
 
 
-def _point(canvas: np.ndarray, point: Float[np.ndarray, " 2"], colour: tuple[int, int, int]) -> None:
-    centre, unit = np.rint(point).astype(int).tolist(), _unit(canvas)
+def draw_point(canvas: np.ndarray, point: Float[np.ndarray, " 2"], shade: tuple[int, int, int]) -> None:
+    """Draw (x, y), in pixels of the canvas, into it as a dot."""
+    centre, unit = np.rint(point).astype(int).tolist(), unit_of(canvas)
     cv2.circle(canvas, centre, max(5, round(6 * unit)), (255, 255, 255), -1, cv2.LINE_AA)
-    cv2.circle(canvas, centre, max(3, round(4 * unit)), colour, -1, cv2.LINE_AA)
+    cv2.circle(canvas, centre, max(3, round(4 * unit)), shade, -1, cv2.LINE_AA)
 
 
-def _labelled(canvas: np.ndarray, boxes: Float[np.ndarray, "N 4"], labels: list[str]) -> np.ndarray:
-    """A tag at the upper left corner of every box, moved down where it would hide an earlier one."""
+def _labelled(
+    canvas: np.ndarray, boxes: Float[np.ndarray, "N 4"], labels: list[tuple[str, str]], colours: list[int]
+) -> np.ndarray:
+    """A tag at the upper left corner of every box, moved down where it would hide an earlier one.
+
+    A label is the sentence and the score. The sentence is cut to the box's width, or left out where nothing fits.
+    """
     image = Image.fromarray(canvas)
     draw = ImageDraw.Draw(image)
-    font = _font(round(15 * _unit(canvas)))
+    font = get_font(round(14 * unit_of(canvas)))
     pad = max(3, round(font.size / 4))
     taken: list[tuple[float, float, float, float]] = []
-    for i, (box, label) in enumerate(zip(boxes, labels, strict=True)):
+    for box, (sentence, score), index in zip(boxes, labels, colours, strict=True):
+        room = max(box[2] - box[0], image.width / 4) - draw.textlength(f"{score} ", font) - 2 * pad
+        label = f"{_cut(sentence, font, room)} {score}".strip()
         width, height = draw.textlength(label, font) + 2 * pad, font.size + 1.5 * pad
         x = float(np.clip(box[0], 0, max(0, image.width - width)))
         y = float(box[1] - height if box[1] >= height else box[1])
@@ -154,53 +226,72 @@ def _labelled(canvas: np.ndarray, boxes: Float[np.ndarray, "N 4"], labels: list[
             y += height + 1
         y = min(y, image.height - height)
         taken.append((x, y, x + width, y + height))
-        colour = _colour(i)
-        draw.rounded_rectangle(taken[-1], pad, fill=colour)
-        ink = (20, 20, 20) if np.dot(colour, (0.299, 0.587, 0.114)) > 150 else (255, 255, 255)
+        shade = colour(index)
+        draw.rounded_rectangle(taken[-1], pad, fill=shade)
+        ink = (20, 20, 20) if np.dot(shade, (0.299, 0.587, 0.114)) > 150 else (255, 255, 255)
         draw.text((x + pad, y + height / 2), label, ink, font, anchor="lm")
     return np.asarray(image)
 
 
-def _no_target(canvas: np.ndarray, text: str) -> np.ndarray:
-    """The picture faded, with a banner across."""
+def _cut(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+    """As much of a sentence as fits into `width` pixels, with an ellipsis if cut; "" if less than three letters fit."""
+    text = " ".join(text.split())
+    ends = range(1, len(text) + 1)
+    end = bisect_right(ends, width, key=lambda end: font.getlength(text[:end] + "…" * (end < len(text))))
+    if end == len(text):
+        return text
+    return text[:end].rstrip() + "…" if end >= 3 else ""
+
+
+def _faded(canvas: np.ndarray, text: str, shade: tuple[int, int, int]) -> np.ndarray:
+    """The picture faded, with a banner across it."""
     grey = cv2.cvtColor(canvas, cv2.COLOR_RGB2GRAY)[..., None]
     faded = (0.35 * canvas + 0.45 * grey + 0.2 * 255).astype(np.uint8)
     image = Image.fromarray(faded)
     draw = ImageDraw.Draw(image)
-    font = _font(min(round(20 * _unit(canvas)), int(image.width / (0.62 * len(text)))))
+    font = get_font(min(round(20 * unit_of(canvas)), int(image.width / (0.62 * len(text)))))
     half_width, half_height = draw.textlength(text, font) / 2 + font.size * 0.8, font.size * 0.9
     x, y = image.width / 2, image.height / 2
     box = (x - half_width, y - half_height, x + half_width, y + half_height)
-    draw.rounded_rectangle(box, half_height, fill=ALERT, outline=(255, 255, 255), width=max(1, round(font.size / 10)))
+    draw.rounded_rectangle(box, half_height, fill=shade, outline=(255, 255, 255), width=max(1, round(font.size / 10)))
     draw.text((x, y), text, (255, 255, 255), font, anchor="mm")
     return np.asarray(image)
 
 
-def _headed(panel: np.ndarray, text: str) -> np.ndarray:
-    font = _font(round(14 * _unit(panel)))
+def headed(panel: np.ndarray, text: str) -> np.ndarray:
+    """The panel under a strip with a heading, cut to its width."""
+    font = get_font(max(13, round(14 * unit_of(panel))))
     strip = Image.new("RGB", (panel.shape[1], round(2 * font.size)), BAR)
-    ImageDraw.Draw(strip).text((font.size * 0.8, font.size), text, SOFT_INK, font, anchor="lm")
+    text = _cut(text, font, panel.shape[1] - 1.2 * font.size)
+    ImageDraw.Draw(strip).text((font.size * 0.6, font.size), text, SOFT_INK, font, anchor="lm")
     return np.concatenate([np.asarray(strip), panel])
 
 
-def _side_by_side(panels: list[np.ndarray]) -> np.ndarray:
+def side_by_side(panels: list[np.ndarray]) -> np.ndarray:
+    """Panels of one height in a row, at least MIN_WIDTH wide."""
     gap = np.full((panels[0].shape[0], 6, 3), BAR, np.uint8)
     body = np.concatenate([part for panel in panels for part in (gap, panel)][1:], axis=1)
     margin = max(0, MIN_WIDTH - body.shape[1])
     return cv2.copyMakeBorder(body, 0, 0, margin // 2, margin - margin // 2, cv2.BORDER_CONSTANT, value=BAR)
 
 
-def _caption(width: int, unit: float, expression: str, verdict: str) -> np.ndarray:
-    """The sentence, wrapped, and under it what was found."""
-    font, small = _font(round(17 * unit)), _font(round(13 * unit))
+def caption(
+    width: int, unit: float, expression: str, verdict: str, legend: str = "", notes: Sequence[str] = ()
+) -> np.ndarray:
+    """A bar with the sentence, wrapped; under it what was found, what colours mean, and notes."""
+    font, small = get_font(round(17 * unit)), get_font(round(13 * unit))
     margin = round(font.size)
-    lines = _wrapped(" ".join(expression.split()), font, width - 2 * margin)
-    step = round(font.size * 1.35)
-    bar = Image.new("RGB", (width, round(margin * 1.6) + step * len(lines) + round(small.size * 1.5)), BAR)
+    rows = [(line, INK, font) for line in _wrapped(" ".join(expression.split()), font, width - 2 * margin)]
+    below = "   ".join(filter(None, (verdict, legend)))
+    rows += [(line, SOFT_INK, small) for line in _wrapped(below, small, width - 2 * margin)]
+    rows += [(line, NOTE, small) for note in notes for line in _wrapped(note, small, width - 2 * margin)]
+    steps = [round(font.size * 1.35) for _, _, font in rows]
+    bar = Image.new("RGB", (width, round(margin * 1.4) + sum(steps)), BAR)
     draw = ImageDraw.Draw(bar)
-    for i, line in enumerate(lines):
-        draw.text((margin, margin * 0.8 + i * step), line, INK, font)
-    draw.text((margin, margin * 0.9 + len(lines) * step), verdict, SOFT_INK, small)
+    y = margin * 0.7
+    for (line, ink, size), step in zip(rows, steps, strict=True):
+        draw.text((margin, y), line, ink, size)
+        y += step
     return np.asarray(bar)
 
 
@@ -221,8 +312,8 @@ def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int, most: int = 4)
 
 
 @cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    """PIL's own font: latin letters; other scripts show as empty boxes."""
+def get_font(size: int) -> ImageFont.FreeTypeFont:
+    """PIL's own font. It has Latin letters; other scripts show as empty boxes."""
     font = ImageFont.load_default(max(8, size))
     assert isinstance(font, ImageFont.FreeTypeFont), "Pillow was built without FreeType"
     return font

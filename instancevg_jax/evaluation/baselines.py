@@ -1,38 +1,27 @@
-"""Scores of answers that need no model, for comparison. Only the embedded data set has them."""
-
-from collections.abc import Callable
+"""Scores of answers that need no model, for comparison, where a data set has such answers."""
 
 import numpy as np
 
-from data_pipelines.shapes import baselines
-from data_pipelines.shapes.dataset import Example, ShapesDataset
-from data_pipelines.splits import ShapesSplit, Split
-from instancevg_jax.config import Config
+from data_pipelines.splits import Split
+from instancevg_jax.config import EvalConfig
 from instancevg_jax.evaluation.metrics import Answer, Metrics, Truth
 
-LANGUAGE_EXAMPLES = 3000  # training sentences that the language-only baseline reads
 
-
-def measure_baselines(config: Config, source: Split) -> dict[str, dict[str, float]]:
-    """Name -> metrics in percent, over the records of `source`; {} for other data sets."""
-    if not isinstance(source, ShapesSplit):
-        return {}
-    train = ShapesDataset(config.data.train_split, source.dataset.level, source.dataset.size)
-    answers: dict[str, Callable[[Example], baselines.Answer]] = {
-        "always none": baselines.always_none,
-        "language only": baselines.LanguageOnly(train.load(0, LANGUAGE_EXAMPLES)),
-        "colour words only": baselines.colour_only,
-    }
-    settings = config.eval
-    metrics = {name: Metrics(settings.task, settings.score_threshold, settings.protocol) for name in answers}
+def measure_baselines(config: EvalConfig, source: Split) -> dict[str, dict[str, float]]:
+    """Name -> metrics in percent, over the records of `source`; {} where it has no guesses."""
+    measured: dict[str, Metrics] = {}
     chance = []
-    for record, example in enumerate(source.dataset.load(0, len(source))):
-        truth = Truth(example.boxes_xyxy[list(example.referents)], example.mask, not example.referents)
-        for name, answer in answers.items():
-            answered = answer(example)
-            scores = np.ones(len(answered.boxes_xyxy), np.float32)
-            metrics[name].update(Answer(answered.boxes_xyxy, scores, answered.mask), truth, record)
-        if example.kind == "single":
-            chance.append(100 * baselines.chance_rec(example))
+    for record in range(len(source)):
+        guesses = source.guesses(record)
+        if not guesses:
+            return {}
+        boxes, mask = source.truth(record)
+        truth = Truth(boxes, mask, not len(boxes))
+        for name, guess in guesses.items():
+            scores = np.ones(len(guess.boxes_xyxy), np.float32)
+            metrics = measured.setdefault(name, Metrics(config.task, config.score_threshold, config.protocol))
+            metrics.update(Answer(guess.boxes_xyxy, scores, guess.mask), truth, record)
+        if len(boxes) == 1:
+            chance.append(100 / source.describe(record).num_objects)
     random = {"REC": float(np.mean(chance)) if chance else float("nan")}
-    return {name: measured.shown() for name, measured in metrics.items()} | {"a random object": random}
+    return {name: metrics.shown() for name, metrics in measured.items()} | {"a random object": random}

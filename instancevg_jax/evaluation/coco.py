@@ -7,8 +7,7 @@ from typing import Any
 
 from data_pipelines.records import coco_number
 from data_pipelines.splits import Description
-from instancevg_jax.answers.postprocess import Grounding
-from instancevg_jax.answers.predictor import run_lengths
+from instancevg_jax.answers.grounding import Grounding, run_lengths
 from instancevg_jax.files import write_atomically
 
 CATEGORY = 1  # of every entry: expressions have no categories

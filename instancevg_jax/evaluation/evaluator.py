@@ -12,7 +12,6 @@ from flax import nnx
 from jax.experimental import multihost_utils
 
 from data_pipelines import loader, splits
-from data_pipelines.records import is_training
 from instancevg_jax.answers.postprocess import (
     Grounding,
     postprocess,
@@ -150,8 +149,7 @@ def open_eval_split(config: Config, split: str, tokenizer: Tokenizer, *, sentenc
     source = splits.open_split(config, split, tokenizer, length=config.data.num_eval_examples)
     if len(source) == splits.ENDLESS:
         raise InputError(f"split {split!r} of {config.data.name!r} is infinite; expected data.num_eval_examples")
-    drawn = isinstance(source, splits.ReferringSplit) and is_training(split)
-    if drawn and (sentences or config.eval.resolution == "original"):
+    if source.drawn and (sentences or config.eval.resolution == "original"):
         raise InputError(
             f"data.eval_splits contains {split!r}, a training split, whose sentences are drawn at random; COCO results, "
             "--draw, --predictions and eval.resolution 'original' need another split"

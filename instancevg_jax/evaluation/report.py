@@ -118,7 +118,7 @@ def _details(evaluation: Evaluation, source: Split, config: Config) -> list[Sect
     if evaluation.sweep:
         sections += [_sweep_lines(evaluation, config), _sweep_table(evaluation, config)]
     described = {record: source.describe(record) for record in evaluation.rows}
-    sections.append(_results(evaluation, measure_baselines(config, source)))
+    sections.append(_results(evaluation, measure_baselines(config.eval, source)))
     sizes = {record: _size(row, _pixels(config, described[record])) for record, row in evaluation.rows.items()}
     lengths = {record: _length(about.expression) for record, about in described.items()}
     groupings = {"size of the target": sizes, "length of the sentence": lengths}

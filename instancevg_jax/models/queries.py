@@ -15,18 +15,23 @@ from instancevg_jax.config import ModelConfig
 from instancevg_jax.models import layers
 
 
+def rank_tokens(text: Float[Array, "B L C"], token_mask: Bool[Array, "B L"], num_queries: int) -> Int[Array, "B Q"]:
+    """Positions of the Q real tokens of the largest mean activation, best first; BOS and EOS take part.
+
+    A sentence of fewer than Q tokens gives the first Q positions instead, padding included.
+    """
+    scores = jnp.where(token_mask, layers.wide(text * token_mask[..., None]).mean(-1), -jnp.inf)
+    ranked = jax.lax.top_k(scores, num_queries)[1]
+    enough = token_mask.sum(-1, keepdims=True) >= num_queries
+    return jnp.where(enough, ranked, jnp.arange(num_queries))
+
+
 def select_tokens(
     text: Float[Array, "B L C"], token_mask: Bool[Array, "B L"], num_queries: int
 ) -> tuple[Float[Array, "B Q C"], Bool[Array, "B Q"]]:
-    """The Q real tokens of the largest mean activation, best first; BOS and EOS take part.
-
-    A sentence of fewer than Q tokens gives its first Q positions instead: the padded ones are zero and come back as False.
-    """
+    """The tokens of `rank_tokens`, and whether they are real; padded ones are zero."""
+    index = rank_tokens(text, token_mask, num_queries)
     text = text * token_mask[..., None]
-    scores = jnp.where(token_mask, layers.wide(text).mean(-1), -jnp.inf)
-    ranked = jax.lax.top_k(scores, num_queries)[1]
-    enough = token_mask.sum(-1, keepdims=True) >= num_queries
-    index = jnp.where(enough, ranked, jnp.arange(num_queries))
     return jnp.take_along_axis(text, index[..., None], axis=1), jnp.take_along_axis(token_mask, index, axis=1)
 
 

@@ -19,7 +19,7 @@ from instancevg_jax.objective.matching import match
 from instancevg_jax.types import Array, Matches, Outputs, Targets
 
 Terms = dict[str, Float[Array, ""]]
-GROUPS = ("detection", "masks", "no_target")  # the weighted groups of terms, which sum up to the loss
+LOSS_GROUPS = ("detection", "masks", "no_target")  # the weighted groups of terms, which sum up to the loss
 
 
 @struct.dataclass
@@ -62,7 +62,7 @@ def total_loss(
 
     Parts before any weight: `class`, `boxes`, `giou` of the last layer and with `_0`, `_1`, ... of the earlier ones;
     `positive_dice`, `positive_bce` (matched queries), `negative_dice`, `negative_bce` (the others), `global_dice`,
-    `global_bce`, `point_map_dice`, `point_map_bce`, `no_target_ce`. Weighted groups, which sum up to the loss: `GROUPS`.
+    `global_bce`, `point_map_dice`, `point_map_bce`, `no_target_ce`. Weighted groups, which sum up to the loss: `LOSS_GROUPS`.
     """
     outputs = jax.tree.map(lambda x: x.astype(jnp.float32), outputs)
     if matches is None:
@@ -79,7 +79,9 @@ def total_loss(
     masks = _masks_total(parts, config)
     parts["no_target_ce"] = no_target_cross_entropy(outputs.existence_logits, targets.valid, config, counts)
     no_target = config.no_target * parts["no_target_ce"]
-    return detection + masks + no_target, terms | parts | dict(zip(GROUPS, (detection, masks, no_target), strict=True))
+    return detection + masks + no_target, terms | parts | dict(
+        zip(LOSS_GROUPS, (detection, masks, no_target), strict=True)
+    )
 
 
 def queries_to_targets(matches: Matches, num_queries: int) -> tuple[Int[Array, "K B Q"], Bool[Array, "K B Q"]]:

@@ -86,8 +86,7 @@ def make_plan(config: Config) -> Plan:
     endless = len(train_split) == splits.ENDLESS
     if endless and not settings.num_steps:
         raise InputError(f"train.num_steps is 0, and the {config.data.name!r} data has no end; expected at least 1")
-    names = dict.fromkeys((*config.data.validation_splits, *config.data.eval_splits))
-    eval_splits = {name: open_eval_split(config, name, tokenizer) for name in names}
+    eval_splits = _open_eval_splits(config, tokenizer)
     _check_best_metric(config)
     steps_per_epoch = max(math.ceil(len(train_split) / settings.batch_size), 1)
     num_steps = settings.num_steps or steps_per_epoch * settings.num_epochs
@@ -104,6 +103,17 @@ def make_plan(config: Config) -> Plan:
         eval_every=settings.eval_every or settings.eval_every_epochs * epoch,
         checkpoint_every=settings.checkpoint_every or settings.checkpoint_every_epochs * epoch,
     )
+
+
+def _open_eval_splits(config: Config, tokenizer: Tokenizer) -> dict[str, splits.Split]:
+    opened: dict[str, splits.Split] = {}
+    for field in ("validation_splits", "eval_splits"):
+        for name in getattr(config.data, field):
+            try:
+                opened[name] = opened.get(name) or open_eval_split(config, name, tokenizer)
+            except InputError as error:
+                raise InputError(f"data.{field}: {error}") from error
+    return opened
 
 
 def best_metrics(config: Config) -> dict[str, str]:

@@ -142,7 +142,7 @@ class Publisher:
         source: Split = self._plan.eval_splits[split]
         shown = [source.show(record) for record in range(min(PICTURES, len(source)))]
         predictor = self._tools(model)[1].with_model(model)
-        groundings = predictor.predict_batch([s.picture for s in shown], [s.expression for s in shown])
+        groundings = predictor.predict_batch([(s.picture, s.expression) for s in shown])
         for record, (one, grounding) in enumerate(zip(shown, groundings, strict=True)):
             truth = Truth(one.boxes_xyxy, one.masks)
             picture = draw_grounding(one.picture, grounding, one.expression, truth)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from instancevg_jax.errors import InputError
-from instancevg_jax.objective.losses import GROUPS
+from instancevg_jax.objective.losses import LOSS_GROUPS
 from instancevg_jax.runtime.console import duration, say
 from instancevg_jax.training.log import Progress, RunLog, memory_gb, note_bad_step
 from instancevg_jax.training.plan import Plan
@@ -56,7 +56,7 @@ class StepReport:
             "memory_gb": memory_gb(),
         }
         self._log.scalars(step, "train", {**means, **machine})
-        groups = ", ".join(f"{name} {means[name]:.3f}" for name in GROUPS)
+        groups = ", ".join(f"{name} {means[name]:.3f}" for name in LOSS_GROUPS)
         say(
             f"step {self._plan.position(step)}{progress}: loss {means['loss']:.3f} ({groups}), "
             f"gradient {means['grad_norm']:.2f}, lr {rate:.1e}, waiting for data {waiting:.0%}, "

@@ -19,7 +19,7 @@ def test_finds_objects_by_one_word(word, least):
     indices = (i for i in itertools.count() if dataset.describe(i).attributes == (word,))
     chosen = [dataset[i] for i in itertools.islice((i for i in indices if dataset.describe(i).kind == "single"), 32)]
     predictor = Predictor.from_pretrained()
-    groundings = predictor.predict_batch([e.image for e in chosen], [e.expression for e in chosen], score_threshold=0.0)
+    groundings = predictor.predict_batch([(e.image, e.expression) for e in chosen], score_threshold=0.0)
     right = [
         paired_iou(grounding.boxes_xyxy[0], example.boxes_xyxy[example.referents[0]]) >= 0.5
         for grounding, example in zip(groundings, chosen, strict=True)

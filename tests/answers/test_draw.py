@@ -1,10 +1,22 @@
 """Drawings: what is drawn where. How they look is for people; see `make demo`."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from instancevg_jax.answers.draw import BAR, MIN_SIDE, MIN_WIDTH, PALETTE, Truth, draw_grounding
-from instancevg_jax.answers.postprocess import Grounding
+from instancevg_jax.answers.draw import (
+    ALERT,
+    BAR,
+    MIN_SIDE,
+    MIN_WIDTH,
+    NOTE,
+    PALETTE,
+    UNSURE,
+    Truth,
+    draw_grounding,
+)  # fmt: skip
+from instancevg_jax.answers.grounding import Grounding
 
 
 def picture(height: int, width: int) -> np.ndarray:
@@ -43,7 +55,7 @@ def test_objects_are_drawn_in_their_places():
     assert (nearness(drawn[300, 348:353], PALETTE[1]) < 20).any()
     for inside, colour in (((150, 130), PALETTE[0]), ((250, 380), PALETTE[1])):
         assert nearness(drawn[inside], colour) < nearness(source[inside], colour)
-    assert (nearness(drawn[195:206, 170:181], (255, 255, 255)) == 0).any()  # the point's white ring
+        assert nearness(drawn[inside], source[inside]) < 32  # an object keeps its own colour
     np.testing.assert_array_equal(drawn[450:490, 20:60], source[450:490, 20:60])
 
 
@@ -51,14 +63,36 @@ def test_what_only_the_merged_mask_covers_is_tinted():
     answer = grounding(500, 600, [[100, 100, 250, 300]])
     answer.mask[400:, :100] = True
     drawn = draw_grounding(picture(500, 600), answer, "a thing")
-    assert (drawn[420:480, 20:80] > 150).all()
+    assert (drawn[420:480, 20:80] > 140).all()
+    assert drawn.shape == draw_grounding(picture(500, 600), answer, "a thing").shape
+    plain = draw_grounding(picture(500, 600), grounding(500, 600, [[100, 100, 250, 300]]), "a thing")
+    legend = drawn[500:] != plain[500:]
+    assert legend.any()  # the bar says what white means
 
 
 def test_no_target_is_said_on_the_picture():
     drawn = draw_grounding(picture(500, 600), grounding(500, 600, []), "the unicorn")
     centre = drawn[230:270, 250:350]
-    assert (nearness(centre, (214, 48, 49)) == 0).mean() > 0.2
+    assert (nearness(centre, ALERT) == 0).mean() > 0.2
     assert (nearness(centre, (255, 255, 255)) == 0).any()
+
+
+def test_no_target_and_nothing_above_the_threshold_are_two_verdicts():
+    absent = grounding(500, 600, [])
+    unsure = dataclasses.replace(absent, no_target_probability=0.4, best_score=0.41, score_threshold=0.5)
+    assert absent.verdict == "no target (p = 0.90)"
+    assert unsure.verdict == "nothing above the score threshold 0.5 (best 0.41)"
+    assert grounding(500, 600, [[0, 0, 9, 9]]).verdict == "1 object"
+    banner = draw_grounding(picture(500, 600), unsure, "the unicorn")[:500]
+    assert not (nearness(banner, ALERT) == 0).any()
+    assert (nearness(banner, UNSURE) == 0).any()
+
+
+def test_notes_are_written_below():
+    answer = grounding(500, 600, [])
+    noted = draw_grounding(picture(500, 600), answer, "a dog", notes=["unknown words: dog"])
+    assert noted.shape[0] > draw_grounding(picture(500, 600), answer, "a dog").shape[0]
+    assert (nearness(noted[500:], NOTE) == 0).any()
 
 
 def test_truth_stands_beside_the_prediction():
@@ -69,10 +103,16 @@ def test_truth_stands_beside_the_prediction():
     left, right = drawn[:, :600], drawn[:, 606:]
     assert (nearness(left, PALETTE[0]) == 0).sum() > 100
     assert (nearness(right, PALETTE[0]) == 0).sum() > 100
+    swapped = Truth(
+        np.array([[400, 300, 450, 350], [102, 99, 250, 300]]), np.zeros((2, 500, 600), bool)
+    )  # the second true object is the one found
+    left = draw_grounding(picture(500, 600), answer, "a thing", swapped)[:, :600]
+    assert (nearness(left, PALETTE[1]) == 0).sum() > 100
+    assert not (nearness(left, PALETTE[0]) == 0).any()
     nothing = draw_grounding(
         picture(500, 600), answer, "a thing", Truth(np.zeros((0, 4)), np.zeros((0, 500, 600), bool))
     )
-    assert (nearness(nothing[:, 606:], (214, 48, 49)) == 0).sum() > 100
+    assert (nearness(nothing[:, 606:], ALERT) == 0).sum() > 100
 
 
 def test_small_pictures_are_enlarged():

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from instancevg_jax.answers.postprocess import (
+    Decision,
     existence_probability,
     nms,
     postprocess,
@@ -19,7 +20,6 @@ from instancevg_jax.answers.postprocess import (
     to_original_size,
 )
 from instancevg_jax.config import EvalConfig
-from instancevg_jax.errors import InputError
 from instancevg_jax.types import Outputs, Predictions
 from tests import oracle
 
@@ -158,17 +158,20 @@ def test_existence_rules():
     np.testing.assert_allclose(existence_probability(logits, "softmax"), 1 / (1 + np.exp([-1.0, -2.0])), rtol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("settings", "protocol", "message"),
-    [
-        ({"no_target_rule": "argmax"}, "strict", r"eval\.no_target_rule is 'argmax'; expected one of sigmoid, softmax"),
-        ({"mask_merge": "both"}, "strict", r"eval\.mask_merge is 'both'"),
-        ({}, "loose", "protocol is 'loose'"),
-    ],
-)
-def test_unknown_choices(settings, protocol, message):
-    with pytest.raises(InputError, match=message):
-        jax.eval_shape(lambda o: postprocess(o, EvalConfig(**settings), protocol), outputs_of_f6())
+def test_a_traced_decision_is_the_configs():
+    """One program for every threshold, NMS threshold and mask merge; `top_k` keeps the best."""
+    outputs = outputs_of_f6()
+    run = jax.jit(lambda outputs, decision: postprocess(outputs, EvalConfig(), decision=decision))
+    for setting in ("merge_rs0_nms0", "global_rs0_nms1", "instance_rs0_nms1"):
+        got, want = run(outputs, Decision.of(config_of(setting))), answer(setting, "strict")
+        jax.tree.map(np.testing.assert_array_equal, got, want)
+    best = run(outputs, Decision.of(dataclasses.replace(config_of("instance_rs0_nms0"), score_threshold=0.0), top_k=2))
+    scores = answer("instance_rs0_nms0", "strict").scores
+    np.testing.assert_array_equal(-np.sort(-best.scores)[:, :2], -np.sort(-scores)[:, :2])
+    assert (np.asarray(best.keep).sum(1) == 2).all()
+    own = (np.asarray(best.masks) & np.asarray(best.keep)[..., None, None]).any(1)
+    np.testing.assert_array_equal(best.mask, own)
+    assert run._cache_size() == 1
 
 
 def predictions_of(scores, keep):

@@ -1,7 +1,6 @@
-"""From a config to training batches: the curriculum of the embedded data; cache, jitter and processes of prepared data."""
+"""From a config to training batches: the curriculum of the embedded data, the cache of prepared data."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -10,8 +9,9 @@ import pytest
 
 from configs import shapes as shapes_config
 from data_pipelines import splits
-from data_pipelines.augment import Jitter
+from data_pipelines.cache import PictureCache
 from data_pipelines.prepare import prepare
+from data_pipelines.prepared.split import ReferringSplit
 from data_pipelines.shapes.dataset import ShapesDataset
 from instancevg_jax.config import Config, DataConfig, TrainConfig, tiny
 from instancevg_jax.errors import InputError
@@ -44,7 +44,8 @@ def config(tmp_path: Path) -> Config:
 
 
 def epochs(config: Config, count: int = 2) -> list[Batch]:
-    stream = splits.train_batches(config, splits.open_split(config, "train", splits.load_tokenizer(config)))
+    source = splits.open_split(config, "train", splits.load_tokenizer(config))
+    stream = splits.train_batches(config, source)
     return [next(stream) for _ in range(count)]
 
 
@@ -58,51 +59,41 @@ def test_curriculum_goes_from_one_level_to_all_by_turns(turns):
     config.train.batch_size = 8
     config.data.shapes_turns, config.data.shapes_curriculum = turns, 4
     tokenizer = splits.load_tokenizer(config)
-    batch = next(splits.train_batches(config, splits.open_split(config, "train", tokenizer)))
+    source = splits.open_split(config, "train", tokenizer)
+    batch = next(splits.train_batches(config, source))
     levels = [turns[0]] * 4 + [turns[i % len(turns)] for i in range(4, 8)]
     expected = [ShapesDataset("train", level).describe(i).expression for i, level in enumerate(levels)]
     tokens = [tokenizer.encode(expression, config.model.max_tokens)[0] for expression in expected]
     np.testing.assert_array_equal(np.asarray(batch.token_ids), np.stack(tokens))
+    assert [source.name(i) for i in batch.item] == [f"train {level} {i}" for i, level in enumerate(levels)]
 
 
-def test_the_cache_changes_no_batch_and_is_shared_out_among_processes(config: Config):
+def test_a_split_with_a_length_has_no_curriculum():
+    config = shapes_config.get_config()
+    config.data.shapes_curriculum = 4
+    source = splits.open_split(config, "train", splits.load_tokenizer(config), length=10)
+    assert len(source) == 10
+    assert source.name(9) == "train basic 9"
+
+
+def test_the_cache_changes_no_batch_and_is_shared(config: Config):
     tokenizer = splits.load_tokenizer(config)
-    cached = epochs(config)
-    split = splits.open_split(config, "train", tokenizer)
-    assert isinstance(split, splits.ReferringSplit)
-    assert split.make.cache
-    again = splits.open_split(config, "train", tokenizer, length=1)
-    assert isinstance(again, splits.ReferringSplit)
-    assert again.make.cache is split.make.cache
+
+    def opened(length: int = 0) -> PictureCache | None:
+        source = splits.open_split(config, "train", tokenizer, length=length)
+        assert isinstance(source, ReferringSplit)
+        return source.make.cache
+
+    cached, cache = epochs(config), opened()
+    assert cache
+    assert cache.max_bytes == config.data.picture_cache_mb * 10**6
+    assert opened(length=1) is cache
     config.model.image_height //= 2
-    smaller = splits.open_split(config, "train", tokenizer)
-    assert isinstance(smaller, splits.ReferringSplit)
-    assert smaller.make.cache is not split.make.cache
+    assert opened() is not cache
     config.model.image_height *= 2
-    whole, config.data.num_processes = split.make.cache.max_bytes, 3
-    shared = splits.open_split(config, "train", tokenizer)
-    assert isinstance(shared, splits.ReferringSplit)
-    assert shared.make.cache
-    assert whole == config.data.picture_cache_mb * 10**6 == 3 * shared.make.cache.max_bytes
-    config.data.num_processes = config.data.picture_cache_mb = 0
-    plain = splits.open_split(config, "train", tokenizer)
-    assert isinstance(plain, splits.ReferringSplit)
-    assert plain.make.cache is None
+    config.data.picture_cache_mb = 0
+    assert opened() is None
     assert_equal(cached, epochs(config))
-
-
-def test_jitter_is_for_training_alone(config: Config):
-    plain = epochs(config)
-    config.data.jitter, config.data.jitter_scales, config.data.jitter_flip = True, (0.5, 0.5), 0.0
-    jittered = epochs(config)
-    for before, after in zip(plain, jittered, strict=True):
-        np.testing.assert_allclose(after.targets.boxes, before.targets.boxes / 2, atol=1e-6)
-        np.testing.assert_array_equal(after.token_ids, before.token_ids)
-    split = splits.open_split(config, "train", splits.load_tokenizer(config))
-    assert isinstance(split, splits.ReferringSplit)
-    assert split.make.jitter is None
-    config.data.jitter_scales, config.data.jitter_flip = (0.3, 1.4), 0.5
-    assert splits._jitter(config.data) == Jitter()
 
 
 def test_what_the_protocol_or_the_task_would_misread_is_refused(config: Config, tmp_path: Path):
@@ -112,40 +103,35 @@ def test_what_the_protocol_or_the_task_would_misread_is_refused(config: Config, 
     ]
     (tmp_path / "b.jsonl").write_text("\n".join(map(json.dumps, lines)))
     prepare("custom", [tmp_path / "b.jsonl"], tmp_path / "images", tmp_path / "data", overwrite=True)
-    with pytest.raises(InputError, match=r"train: record .* has an object with only a box or only a mask, which eval"):
+    with pytest.raises(
+        InputError, match=r"train: record .* has an object with only a box or only a mask; the official"
+    ):
         splits.open_split(config, "train", tokenizer)
     config.eval.protocol = "strict"
     assert len(splits.open_split(config, "val", tokenizer)) == 1
     config.eval.task = "rrefcoco"
-    with pytest.raises(InputError, match=r"val: record .* is in no group, and the metrics of eval.task 'rrefcoco'"):
+    with pytest.raises(InputError, match=r"val: record .* has no group, which the metrics of eval.task 'rrefcoco'"):
         splits.open_split(config, "val", tokenizer)
     assert len(splits.open_split(config, "train", tokenizer)) == 1
 
 
-@pytest.mark.slow
-def test_worker_processes_give_the_same_batches(config: Config):
-    plain = epochs(config, 3)
-    config.data.num_processes = 2
-    assert_equal(plain, epochs(config, 3))
+def test_an_opened_split_serves_batches_names_and_metrics(config: Config):
+    source = splits.open_split(config, "train", splits.load_tokenizer(config))
+    batch = next(splits.train_batches(config, source))
+    assert sorted(batch.item) == list(range(SPLIT_SIZE)) == list(range(len(source)))
+    assert [source.name(i) for i in range(2)] == ["a.jsonl line 1 (0.jpg)", "a.jsonl line 2 (1.jpg)"]
+    assert source.drawn
+    assert source.guesses(0) == {}
+    assert source.describe(1).tags == {"kind": "single"}
+    boxes, mask = source.truth(0)
+    shown = source.show(0)
+    np.testing.assert_array_equal(shown.boxes_xyxy, boxes)
+    np.testing.assert_array_equal(shown.masks[0], mask)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"num_processes": -1}, r"num_processes is -1; expected 0 \(threads alone\) or more"),
-        ({"picture_cache_mb": -5}, r"data.picture_cache_mb is -5; expected 0 \(none\) or more"),
-        ({"jitter": True, "jitter_scales": (1.4, 0.3)}, r"data.jitter_scales is \(1.4, 0.3\); expected two numbers"),
-        ({"jitter": True, "jitter_flip": 1.5}, "data.jitter_flip is 1.5; expected a probability from 0 to 1"),
-    ],
-)
-def test_bad_settings_are_named(config: Config, changes: dict, message: str):
-    config.data = replace(config.data, **changes)
-    with pytest.raises(InputError, match=message):
-        epochs(config)
-
-
-def test_the_embedded_data_has_no_jitter():
-    config = shapes_config.get_config()
-    config.data.jitter = True
-    with pytest.raises(InputError, match=r"data\.jitter is on; the 'shapes' data is drawn and has no jitter"):
-        epochs(config)
+def test_the_data_sets_that_exist_are_named():
+    config = Config(data=DataConfig(name="coco"))
+    with pytest.raises(InputError, match=r"data.name is 'coco'; expected one of shapes, refcoco, .*custom"):
+        splits.load_tokenizer(config)
+    with pytest.raises(InputError, match=r"data.tokenizer is empty; 'custom' needs the path of a sentencepiece model"):
+        splits.load_tokenizer(Config(data=DataConfig(name="custom")))

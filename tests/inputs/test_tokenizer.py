@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instancevg_jax.errors import InputError
-from instancevg_jax.inputs.pictures import clean_expression
+from instancevg_jax.inputs.text import clean_expression
 from instancevg_jax.inputs.tokenizer import Tokenizer
 from tests import oracle
 

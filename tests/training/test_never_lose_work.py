@@ -236,7 +236,7 @@ def test_profile_writes_a_trace(tmp_path):
         ("--config.eval.resolution=full", "eval.resolution is 'full'"),
         ("--config.eval.batch_size=0", "eval.batch_size is 0"),
         ("--config.data.eval_splits=('vall',)", "'vall'"),
-        ("--config.data.num_eval_examples=0", "split 'val' of 'shapes' has no end"),
+        ("--config.data.num_eval_examples=0", "data.eval_splits: split 'val' of 'shapes' is infinite"),
         ("--config.train.best_metric=gIuO", "train.best_metric is 'gIuO'; expected one of gIoU, cIoU"),
         ("--config.train.ema_decay=1.5", "train.ema_decay is 1.5; expected 0 to 1"),
         ("--config.train.eval_every=-1", "train.eval_every is -1; expected at least 0"),

@@ -100,7 +100,8 @@ def test_what_a_killed_write_left_is_cleared(tmp_path):
 
 
 def test_a_second_trainer_is_refused(tmp_path):
-    program = "import sys; from instancevg_jax.training.resume import RunStates; RunStates(__import__('pathlib').Path(sys.argv[1]), 1)"
+    program = "import sys, pathlib; from instancevg_jax.training.resume import RunStates; "
+    program += "RunStates(pathlib.Path(sys.argv[1]), 1)"
     with RunStates(tmp_path, 1):
         with pytest.raises(InputError, match="another trainer is running here"):
             RunStates(tmp_path, 1)

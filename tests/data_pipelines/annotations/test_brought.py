@@ -65,6 +65,8 @@ def test_own_records_in_files_of_any_name(tmp_path: Path, name: str, as_list: bo
         ("a.json.gz", b"\x1f\x8b123", "damaged, or not compressed by gzip"),
         ("a.jsonl.gz", gzip.compress(json.dumps(LINE).encode())[:-9], "damaged, or not compressed by gzip"),
         ("a.json.gz", b"{}", "damaged, or not compressed by gzip"),
+        ("a.txt", b"0 0.5 0.5 0.25 0.125\n1 0.5 0.5 1 1", "looks like labels of YOLO; export them as COCO"),
+        ("a.json", pickle.dumps([]), "looks like a pickle; give it a name that ends in .p"),
         ("a.json", b"<annotation>", "looks like XML or HTML"),
         ("a.json", b"version https://git-lfs.github.com/spec/v1", "looks like a Git LFS pointer; fetch the file"),
         ("a.json", b'[{"id": 1, "conversations": []}]', r"looks like conversations .* \(LLaVA\), which is not read"),
@@ -320,18 +322,20 @@ def test_captions_with_a_broken_object_are_dropped_whole(tmp_path: Path):
         annotation(id=5, image_id=5, caption="no box", bbox=None, segmentation=None),
         annotation(id=6, image_id=5, caption="contradiction", category_id=-1),
         {"id": 7, "image_id": 5, "caption": "nothing", "category_id": -1},
+        annotation(id=10, image_id=5, caption=""),
+        annotation(id=11, image_id=5),
         {"id": 8, "image_id": 5, "caption": "half nothing"},
         annotation(id=9, image_id=5, caption="half nothing"),
     ]
     problems = Problems(keep=True)
     records = read(write(tmp_path / "a.json", {"images": [IMAGE], "annotations": found}), problems)
-    assert [(r.expressions[0], len(r.instances)) for r in records] == [("one", 1), ("nothing", 0)]
+    assert [(r.expressions[0], len(r.instances)) for r in records] == [("one", 1), ("nothing", 0), ("", 1)]
     assert [(p.where, p.what.split(";")[0]) for p in problems.found] == [
         ("a.json image 5, 'broken'", "annotations[1].bbox is []"),
         ("a.json image 5, 'two'", "annotations[3].segmentation[0] is made of points, [10, 20]"),
         ("a.json image 5, 'no box'", "annotations[4] has a category, but neither bbox nor segmentation"),
         ("a.json image 5, 'contradiction'", "annotations[5].category_id is -1, which means no object"),
-        ("a.json image 5, 'half nothing'", "annotations[7] has neither a box nor a mask"),
+        ("a.json image 5, 'half nothing'", "annotations[9] has neither a box nor a mask"),
     ]
     # an annotation that may belong to several captions takes them all with it
     for broken, left in (({"caption": None}, []), ({"image_id": None}, ["one"]), ({"image_id": 77}, ["one"])):

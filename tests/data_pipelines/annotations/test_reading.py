@@ -197,7 +197,7 @@ def test_jsonl_needs_little(tmp_path: Path):
         (
             "a.json",
             json.dumps({"val": [generalized(1, "a", width=-1)]}),
-            "width is -1; expected a whole number, 0 or more",
+            "width is -1; expected a whole number from 0",
         ),
         ("a.json", '{"images": [], "annotations": [{}]}', "no annotation and no image has a caption"),
         ("a.json", '{"val": [{"expressions": ["a"], "bbox": [[]], "annotations": [[{}]]}]}', "differ in length"),
@@ -267,12 +267,12 @@ def test_jsonl_needs_little(tmp_path: Path):
         (
             "a.json",
             json.dumps({"val": [generalized(1, "a", annotation(segmentation={"size": [2, 3], "counts": [7, -1]}))]}),
-            r"segmentation.counts is -1; expected a whole number, 0 or more",
+            r"segmentation.counts is -1; expected a whole number from 0",
         ),
         (
             "a.json",
             json.dumps({"val": [generalized(1, "a", annotation(segmentation={"size": [-2, -3], "counts": [6]}))]}),
-            r"segmentation.size is -2; expected a whole number, 0 or more",
+            r"segmentation.size is -2; expected a whole number from 0",
         ),
     ],
 )

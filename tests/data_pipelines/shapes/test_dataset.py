@@ -1,32 +1,30 @@
-"""The embedded data set's pictures, masks, batches and baselines."""
+"""The embedded data set's pictures, masks and baselines."""
 
 import hashlib
 import pickle
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from data_pipelines.shapes.baselines import LanguageOnly, always_none, chance_rec, colour_only, mean_iou
+from data_pipelines.shapes.baselines import LanguageOnly, always_none, colour_only
 from data_pipelines.shapes.dataset import (
     COLOURS,
     LEVELS,
-    MAX_TOKENS,
     SPLITS,
     TOKENIZER_PATH,
-    Example,
+    DrawnScene,
     SceneObject,
     ShapesDataset,
-    batches,
-    make_batch,
-    normalize,
 )
 from data_pipelines.shapes.dice import Dice
 from data_pipelines.shapes.scene import draw
+from data_pipelines.split import Guess
 from instancevg_jax.errors import InputError
-from instancevg_jax.inputs.tokenizer import UNK, Tokenizer
+from instancevg_jax.inputs.tokenizer import Tokenizer
 
 SIZES = [(96, 96), (64, 64), (64, 128)]
 
@@ -47,7 +45,7 @@ def tokenizer() -> Tokenizer:
 
 def test_same_in_another_process() -> None:
     code = (
-        "from tests.data_pipelines.test_shapes import fingerprint;"
+        "from tests.data_pipelines.shapes.test_dataset import fingerprint;"
         "print(fingerprint('train', 'basic', (96, 96)), fingerprint('heldout', 'full', (64, 128)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -121,7 +119,7 @@ def test_masks_and_boxes(level: str, size: tuple[int, int]) -> None:
         assert np.mean(np.array(hidden) > 0.1) > 0.05, "hardly anything hides anything"
 
 
-def visible_shares(index: int, example: Example, size: tuple[int, int]) -> list[float]:
+def visible_shares(index: int, example: DrawnScene, size: tuple[int, int]) -> list[float]:
     """Visible area of each object over its area when drawn alone (tilted otherwise, which changes it by some per cent)."""
     alone = [draw(Dice(0, index, i), [item], size)[1].sum() for i, item in enumerate(example.objects)]
     return [float(mask.sum() / area) for mask, area in zip(example.masks, alone, strict=True)]
@@ -161,73 +159,36 @@ def test_later_objects_hide_earlier_ones() -> None:
     assert boxes[0, 2] < 0.63 * 96 + 1
 
 
-def test_batch(tokenizer: Tokenizer) -> None:
-    size = (64, 96)
-    examples = ShapesDataset("train", "full", size).load(0, 24)
-    batch = make_batch(examples, tokenizer, MAX_TOKENS, 10)
-    assert batch.images.shape == (24, 64, 96, 3)
-    assert batch.images.dtype == np.float32
-    assert batch.token_ids.shape == batch.token_mask.shape == (24, MAX_TOKENS)
-    assert UNK not in batch.token_ids
-    assert batch.targets.masks.shape == (24, 10, 64, 96)
-    assert batch.targets.boxes.shape == (24, 10, 4)
-    assert batch.targets.boxes.dtype == np.float32
-    assert (batch.example_weight == 1).all()
-    for row, example in enumerate(examples):
-        meant = len(example.referents)
-        np.testing.assert_array_equal(batch.targets.valid[row], np.arange(10) < meant)
-        np.testing.assert_array_equal(batch.targets.mask[row], example.mask)
-        np.testing.assert_array_equal(batch.targets.masks[row, :meant], example.masks[list(example.referents)])
-        assert not batch.targets.masks[row, meant:].any()
-        assert not batch.targets.boxes[row, meant:].any()
-        cx, cy, w, h = (batch.targets.boxes[row, :meant] * (96, 64, 96, 64)).T
-        corners = np.stack([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], axis=1)
-        np.testing.assert_allclose(corners, example.boxes_xyxy[list(example.referents)], atol=1e-4)
-    np.testing.assert_allclose(
-        batch.images[0, 0, 0],
-        (examples[0].image[0, 0] - [123.675, 116.28, 103.53]) / [58.395, 57.12, 57.375],
-        atol=1e-5,
-    )
-    assert normalize(examples[0].image).dtype == np.float32
-
-
-def test_batches_resume(tokenizer: Tokenizer) -> None:
-    arguments = ("train", "basic", (64, 64), 4, tokenizer, MAX_TOKENS, 4)
-    whole, resumed = batches(*arguments), batches(*arguments, start=4)
-    first, second, again = next(whole), next(whole), next(resumed)
-    assert (second.images == again.images).all()
-    assert (second.token_ids == again.token_ids).all()
-    assert not (first.images == second.images).all()
-
-
-def test_bad_input(tokenizer: Tokenizer) -> None:
+def test_bad_input() -> None:
     with pytest.raises(InputError, match=r"split 'training'.*train, val, test, heldout"):
         ShapesDataset("training")
     with pytest.raises(InputError, match=r"level 'hard'.*basic, full"):
         ShapesDataset("train", "hard")
     with pytest.raises(InputError, match=r"size \(16, 96\)"):
         ShapesDataset("train", size=(16, 96))
-    examples = [example for example in ShapesDataset("train").load(0, 40) if example.kind == "multi"]
-    with pytest.raises(InputError, match="max_targets is 1"):
-        make_batch(examples, tokenizer, MAX_TOKENS, 1)
+
+
+def giou(guesses: Sequence[Guess], scenes: Sequence[DrawnScene]) -> float:
+    """The mean IoU; 1 where both masks are empty."""
+    pairs = [(guess.mask, scene.mask) for guess, scene in zip(guesses, scenes, strict=True)]
+    return float(np.mean([(a & b).sum() / (a | b).sum() if (a | b).any() else 1 for a, b in pairs]))
 
 
 def test_baselines() -> None:
-    examples = ShapesDataset("val").load(0, 300)
-    floor = mean_iou([always_none(example) for example in examples], examples)
-    assert floor == pytest.approx(np.mean([example.kind == "none" for example in examples]))
+    scenes = ShapesDataset("val").load(0, 300)
+    floor = giou([always_none(scene) for scene in scenes], scenes)
+    assert floor == pytest.approx(np.mean([scene.kind == "none" for scene in scenes]))
     language = LanguageOnly(ShapesDataset("train").load(0, 400))
-    assert mean_iou([language(example) for example in examples], examples) <= floor + 0.03
-    for example in examples:
-        answer = colour_only(example)
-        assert len(answer.boxes_xyxy) <= len(example.objects)
-        assert answer.mask.any() == (len(answer.boxes_xyxy) > 0)
-        if example.attributes == ("colour",):
-            np.testing.assert_array_equal(answer.mask, example.mask)
-            np.testing.assert_array_equal(answer.boxes_xyxy, example.boxes_xyxy[list(example.referents)])
-        if example.attributes == ("shape",):
-            np.testing.assert_array_equal(answer.mask, example.masks.any(axis=0))
-        assert chance_rec(example) == 1 / len(example.objects)
+    assert giou([language(scene) for scene in scenes], scenes) <= floor + 0.03
+    for scene in scenes:
+        guess = colour_only(scene)
+        assert len(guess.boxes_xyxy) <= len(scene.objects)
+        assert guess.mask.any() == (len(guess.boxes_xyxy) > 0)
+        if scene.attributes == ("colour",):
+            np.testing.assert_array_equal(guess.mask, scene.mask)
+            np.testing.assert_array_equal(guess.boxes_xyxy, scene.boxes_xyxy[list(scene.referents)])
+        if scene.attributes == ("shape",):
+            np.testing.assert_array_equal(guess.mask, scene.masks.any(axis=0))
 
 
 def test_language_only_can_answer_with_a_mask() -> None:
@@ -235,7 +196,7 @@ def test_language_only_can_answer_with_a_mask() -> None:
     examples = [example for example in ShapesDataset("train").load(0, 60) if example.kind == "single"]
     fixed = np.zeros((1, 96, 96), bool)
     fixed[:, 20:40, 30:60] = True
-    same = [Example(**{**vars(example), "masks": fixed, "referents": (0,)}) for example in examples]
+    same = [DrawnScene(**{**vars(example), "masks": fixed, "referents": (0,)}) for example in examples]
     answer = LanguageOnly(same)(same[0])
     np.testing.assert_array_equal(answer.mask, fixed[0])
     np.testing.assert_array_equal(answer.boxes_xyxy, [[30, 20, 60, 40]])
