@@ -109,7 +109,7 @@ def assert_one_line(err: str) -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_help_on_a_full_disk_a_closed_pipe_and_an_ascii_console(name: str):
+def test_help_on_a_full_disk_and_a_closed_pipe(name: str):
     if name in ("reproduce", "serve"):
         pytest.importorskip(COMMANDS[name][0])
     with open("/dev/full", "w") as full:

@@ -36,7 +36,7 @@ def draw(
 
 
 def _draw(record: Record, path: Path) -> Image.Image:
-    pixels = load_picture(path)
+    pixels = load_picture(path).copy()  # which may be read-only
     lines = []
     for number, instance in enumerate(record.instances):
         mask, problem = drawing(instance, *pixels.shape[:2])

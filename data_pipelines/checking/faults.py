@@ -20,8 +20,8 @@ from data_pipelines.checking.geometry import (
 from data_pipelines.checking.pictures import Picture
 from data_pipelines.records import RLE, Box, Instance, Protocol, Record, by_split, is_training, select, split_name
 from instancevg_jax.errors import InputError
-from instancevg_jax.inputs.text import clean_expression
-from instancevg_jax.inputs.tokenizer import PAD, UNK, Tokenizer
+from instancevg_jax.inputs.text import clean_expression, unknown_words
+from instancevg_jax.inputs.tokenizer import PAD, Tokenizer
 
 KINDS = {  # every kind of fault, in the order of the table, and what --fix does about it
     "unreadable record": "the record is dropped",
@@ -268,13 +268,8 @@ def _of_expressions(record: Record, tokenizer: Tokenizer | None, max_tokens: int
             continue
         if last != PAD:
             yield _fault("expression longer than max_tokens", record, repr(expression))
-        if tokenizer and (unknown := _unknown_words(tokenizer, cleaned)):
+        if tokenizer and (unknown := unknown_words(tokenizer, cleaned)):
             yield _fault("words unknown to the tokenizer", record, f"{', '.join(unknown)} in {expression!r}")
-
-
-def _unknown_words(tokenizer: Tokenizer, cleaned: str) -> list[str]:
-    words = dict.fromkeys(cleaned.split())
-    return [word for word in words if UNK in tokenizer.encode(word, len(word) + 4)[0]]
 
 
 def _of_ids(records: Sequence[Record]) -> Iterator[Fault]:

@@ -3,15 +3,12 @@
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
-from PIL import ExifTags, Image
 from tqdm import tqdm
 
 from instancevg_jax.errors import InputError
-from instancevg_jax.inputs.pictures import load_picture
-
-_DAMAGED_EXIF = (OSError, ValueError, SyntaxError, TypeError, KeyError, IndexError)  # what PIL raises
+from instancevg_jax.inputs.pictures import load_picture, picture_size
 
 
 class Picture(NamedTuple):
@@ -41,18 +38,6 @@ def _look_at(path: Path) -> Picture:
         if not path.is_file():
             return Picture(None, "missing picture", str(path))
         height, width = load_picture(path).shape[:2]
+        return Picture((height, width), orientation=picture_size(path)[2])
     except (InputError, OSError) as error:
         return Picture(None, "corrupt picture", str(error))
-    return Picture((height, width), orientation=orientation_of(path, (height, width)))
-
-
-def orientation_of(file: Path | BinaryIO, shown: tuple[int, int]) -> int:
-    """EXIF's orientation of a picture whose (height, width) is `shown`; 1 where there is none or decoding does not apply it."""
-    try:
-        with Image.open(file) as image:
-            orientation, stored = image.getexif().get(ExifTags.Base.Orientation, 1), (image.height, image.width)
-    except _DAMAGED_EXIF:
-        return 1
-    if not isinstance(orientation, int) or not 1 <= orientation <= 8:
-        return 1
-    return 1 if orientation >= 5 and stored == shown and shown[0] != shown[1] else orientation

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from data_pipelines import masks
 from data_pipelines.checking.frames import frame_of
-from data_pipelines.checking.pictures import Picture, orientation_of
+from data_pipelines.checking.pictures import Picture
 from data_pipelines.records import (
     FAMILIES,
     RLE,
@@ -36,7 +36,7 @@ from data_pipelines.records import (
     units,
 )
 from instancevg_jax.errors import InputError, first_line
-from instancevg_jax.inputs.pictures import decode_picture, read_file
+from instancevg_jax.inputs.pictures import decode_picture, picture_size, read_file
 
 PICTURES_SPLIT = "pictures"
 _NULL, _EMPTY = "", "-"  # stored for null and for an empty segmentation; no run length looks like them
@@ -83,7 +83,7 @@ class Pictures(tfds.core.GeneratorBasedBuilder):
     def _read(self, name: str) -> tuple[bytes, Picture]:
         data = read_file(self.folder / name)
         height, width = decode_picture(data, str(self.folder / name)).shape[:2]
-        return data, Picture((height, width), orientation=orientation_of(io.BytesIO(data), (height, width)))
+        return data, Picture((height, width), orientation=picture_size(self.folder / name)[2])
 
 
 class Referring(tfds.core.GeneratorBasedBuilder):

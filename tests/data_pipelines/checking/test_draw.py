@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from tests.data_pipelines.checking.run import Check, own, write_lines
@@ -28,4 +29,13 @@ def test_annotations_are_drawn_below_a_caption(tmp_path: Path, images: Path, che
 def test_broken_annotations_are_drawn_as_far_as_they_go(tmp_path: Path, images: Path, check: Check):
     path = write_lines(tmp_path / "own.jsonl", own(box=[50, 30, -400, 900], mask=[[1, 1, 2, 2]]))
     check(path, images, "--draw", tmp_path / "drawn")
+    assert len(list((tmp_path / "drawn").iterdir())) == 1
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "L", "P", "LA", "CMYK"])
+def test_pictures_of_every_mode_are_drawn_on(tmp_path: Path, images: Path, check: Check, mode: str):
+    name = "1.tiff" if mode == "CMYK" else "1.png"
+    Image.new(mode, (WIDTH, HEIGHT)).save(images / name)
+    path = write_lines(tmp_path / "own.jsonl", own(name, box=[10, 10, 30, 30], mask=POLYGON))
+    assert check(path, images, "--draw", tmp_path / "drawn").status == 0
     assert len(list((tmp_path / "drawn").iterdir())) == 1

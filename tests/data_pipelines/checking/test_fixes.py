@@ -61,7 +61,7 @@ def objects(record: Record) -> list[Instance]:
     return [i for i in record.instances if i.box is not None or i.segmentation is not None]
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.lists(records, max_size=4), st.sampled_from(["official", "strict"]))
 def test_no_record_loses_or_gains_an_object(drawn: list[Record], protocol: Protocol):
     originals = {
