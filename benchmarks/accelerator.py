@@ -2,7 +2,7 @@
 
     python -m benchmarks.accelerator [--sizes base,large] [--batches 16,32,64,128] [--dtypes float32,bfloat16] [--torch-python PYTHON]
 
-Forward pass and training step (loss with matching, backward pass, clipping, optimizer) of the official networks without dropout, on
+Forward pass and training step (loss with matching, backward, clipping, optimizer) of the official networks without dropout, on
 JAX's default device. With --torch-python the peer of `benchmarks.vs_torch` follows on the same card. A batch that does not fit in
 memory is reported as such, and larger ones are left out. MFU is relative to --peak-tflops or, where that is not given, to the
 rate of a large matrix product measured in the same process.
