@@ -1,11 +1,13 @@
-"""Speed on one accelerator: examples per second, model FLOP utilization, memory and compile time, in about ten minutes on a GPU.
+"""Speed on one accelerator: examples per second, model FLOP utilization (MFU), memory and compile time.
 
-    python -m benchmarks.accelerator [--sizes base,large] [--batches 16,32,64,128] [--dtypes float32,bfloat16] [--torch-python PYTHON]
+    python -m benchmarks.accelerator [--sizes base,large] [--batches 16,32,64,128] [--dtypes float32,bfloat16]
+                                     [--torch-python PYTHON]
 
-Forward pass and training step (loss with matching, backward, clipping, optimizer) of the official networks without dropout, on
-JAX's default device. With --torch-python the peer of `benchmarks.vs_torch` follows on the same card. A batch that does not fit in
-memory is reported as such, and larger ones are left out. MFU is relative to --peak-tflops or, where that is not given, to the
-rate of a large matrix product measured in the same process.
+The rows are the forward pass and the training step (loss with matching, backward pass, clipping, optimizer) of the official
+networks without dropout, on JAX's default device. With --torch-python the peer of `benchmarks.vs_torch` follows on the same card.
+A batch that does not fit in memory is reported as such, and larger ones are left out. MFU is relative to --peak-tflops or, where
+that is not given, to the rate of a large matrix product measured in the same process. The defaults are meant for ten minutes on
+a GPU.
 """
 
 import argparse
@@ -48,7 +50,7 @@ def rows(name: str, python: str, size: str, dtype: str, options: argparse.Namesp
         about = side.ask("about")["value"]
         rate = options.peak_tflops * 1e3 or side.ask("matmul")["value"]
         print(
-            f"# {name}: {about['library']}, {about['device']}; MFU is relative to {rate / 1e3:.1f} TFLOP/s", flush=True
+            f"# {name}: {about['library']}, {about['device']}; MFU is relative to {rate / 1e3:.2f} TFLOP/s", flush=True
         )
         for job, factor in (("forward", 1), ("step", 3)):
             for batch in map(int, options.batches.split(",")):
