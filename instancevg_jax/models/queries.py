@@ -1,6 +1,7 @@
 """Instance queries: words attend to the picture, the places with the highest attention become reference points, and the
-features of a point and a word together become a query. Source: paper, section 3.2 (attention-guided query selection); `AQSM` in the original's
-models/heads/uni_gref_deformable_head.py.
+features of a point and a word together become a query.
+
+Source: paper, section 3.2 (attention-guided query selection); `AQSM` in the original's models/heads/uni_gref_deformable_head.py.
 """
 
 import math
