@@ -150,10 +150,11 @@ class Ours:
             item=np.arange(size, dtype=np.int32),
         )
         batch = sharding.shard_batch(batch, mesh)
-        optimizer = make_optimizer(self.config.optim, self.params, steps_per_epoch=1000, num_steps=10_000)
+        params = self.params if self.state is None else self.state.params
+        optimizer = make_optimizer(self.config.optim, params, steps_per_epoch=1000, num_steps=10_000)
         if self.state is None:
-            self.state = train_state.create(self.params, self.stats, optimizer, 0.0, mesh)
-            self.params = self.stats = None  # the state owns them
+            self.state = train_state.create(params, self.stats, optimizer, 0.0, mesh)
+            self.params = self.stats = params = None  # the state owns them
         step = (
             train_state.make_train_step(self.graph, self.config, optimizer, mesh, self.state)
             .lower(self.state, batch)
