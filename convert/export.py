@@ -17,7 +17,7 @@ from instancevg_jax.checkpoint import find_checkpoint, load_model
 from instancevg_jax.config import Config, ModelConfig
 from instancevg_jax.errors import InputError, first_line
 from instancevg_jax.models.instancevg import InstanceVG
-from instancevg_jax.trees import flatten
+from instancevg_jax.runtime.trees import flatten
 
 LEFT_OUT_FILE = "original_only.npz"  # in a converted directory: the original's tensors that have no place in ours
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-GROUND_FLOOR = {"errors", "types", "files", "config", "boxes", "trees"}
+GROUND_FLOOR = {"errors", "types", "files", "config", "boxes"}
 ROOMS = [
     "ground floor",
     "pickles",

@@ -1,5 +1,5 @@
-"""BEiT-3, the multiway transformer that is backbone and fusion in one: image and text tokens attend to each other in every
-block, and each kind has its own copy ("expert") of every weight.
+"""BEiT-3, the multiway transformer that serves as backbone and fusion: image and text tokens attend to each other in every
+block, and each kind of token has its own copy ("expert") of every weight.
 
 Source: Wang et al. 2022, arXiv:2208.10442; torchscale 0.3.0; the original's models/vis_encs/beit.
 """
@@ -16,7 +16,7 @@ UNUSED_POSITIONS = 2  # both position tables start at row 2, as fairseq's do
 
 
 class Expert(nnx.Module):
-    """One kind of token's weights in a block. Both residual branches are pre-norm with a second norm inside (sub-LN)."""
+    """The weights of one kind of token in a block. Both residual branches are pre-norm, with a second norm inside (sub-LN)."""
 
     def __init__(self, width: int, mlp_dim: int, num_heads: int, *, rngs: nnx.Rngs):
         self.attention_norm = layers.LayerNorm(width)
@@ -32,12 +32,12 @@ class Expert(nnx.Module):
         self.num_heads = num_heads
 
     def qkv(self, x: Float[Array, "B L D"]) -> tuple[Float[Array, "B L N d"], ...]:
-        """Queries, keys and values, cut into heads."""
+        """Queries, keys and values, split into heads."""
         x = self.attention_norm(x)
         return tuple(layers.split_heads(proj(x), self.num_heads) for proj in (self.query, self.key, self.value))
 
     def attention_out(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
-        """What comes after the joint attention."""
+        """The output projection after the joint attention."""
         return self.out(self.attention_inner_norm(x))
 
     def mlp(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
@@ -61,7 +61,7 @@ class MultiwayBlock(nnx.Module):
         *,
         rngs: nnx.Rngs | None = None,
     ) -> tuple[Float[Array, "B V D"], Float[Array, "B L D"]]:
-        """V = 1 + P: the class token stands before the patches."""
+        """V = 1 + P: the class token precedes the patches."""
         batch, split = vision.shape[:2]
         parts = zip(self.vision.qkv(vision), self.text.qkv(text), strict=True)
         query, key, value = (jnp.concatenate(pair, axis=1) for pair in parts)
@@ -98,7 +98,7 @@ class BEiT3(nnx.Module):
             self._start_local((config.image_height // patch, config.image_width // patch), width)
 
     def _start_local(self, grid: tuple[int, int], width: int) -> None:
-        """Let every patch look at first at those that are near and alike: sine positions, and keys that equal the queries.
+        """Make attention start on patches that are near and look alike, by sine positions and keys that equal the queries.
 
         Source: Beyer et al. 2022, arXiv:2205.01580 (positions); Trockman and Kolter 2023, arXiv:2305.09828 (keys).
         """
@@ -106,7 +106,7 @@ class BEiT3(nnx.Module):
         self.vision_positions[...] = self.vision_positions[...].at[UNUSED_POSITIONS + 1 :].set(positions)
         for block in self.blocks:
             for expert in (block.vision, block.text):
-                expert.key.kernel[...] = jnp.copy(expert.query.kernel[...])  # a buffer of its own: states are donated
+                expert.key.kernel[...] = jnp.copy(expert.query.kernel[...])  # a separate buffer: states are donated
 
     def embed(
         self, images: Float[Array, "B H W 3"], token_ids: Int[Array, "B L"], token_mask: Bool[Array, "B L"]

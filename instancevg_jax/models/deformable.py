@@ -25,9 +25,9 @@ def deformable_attention(
 ) -> Float[Array, "B Q N*c"]:
     """Weighted sum of bilinear samples from several feature maps.
 
-    `values` holds the maps of all levels one after the other, row by row; `shapes` their (h, w). `locations` are (x, y) with
-    (0, 0) the outer corner of the first pixel and (1, 1) that of the last; outside is zero. All corners of all samples are
-    fetched by a single gather. Locations and weights are float32 at least; the answer has the dtype of `values`.
+    `values` holds the maps of all levels one after the other, row by row; `shapes` their (h, w). `locations` are (x, y), where
+    (0, 0) is the outer corner of the first pixel and (1, 1) that of the last; values outside are zero. A single gather fetches
+    all corners of all samples. Locations and weights are float32 at least; the result has the dtype of `values`.
     """
     batch, _, num_heads, _ = values.shape
     sizes = np.array([(w, h) for h, w in shapes], np.float32)
@@ -57,7 +57,7 @@ def deformable_attention(
 
 
 class DeformableAttention(nnx.Module):
-    """Each query looks at a few learned places around its reference point, on every level."""
+    """Each query attends to a few learned locations around its reference point, on every level."""
 
     def __init__(self, width: int, num_heads: int, num_levels: int, num_points: int, dropout: float, *, rngs: nnx.Rngs):
         shape = (num_heads, num_levels, num_points)
@@ -131,7 +131,7 @@ class DecoderLayer(nnx.Module):
         *,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "B Q C"]:
-        """One layer; `positions` are added to the queries wherever they look."""
+        """One layer; `positions` are added to the queries of both attentions."""
         at = x + positions
         x = self.norms[0](x + self.self_attention(at, at, x, rngs=rngs)[0])
         x = self.norms[1](x + self.cross_attention(x + positions, memory, shapes, references, rngs=rngs))

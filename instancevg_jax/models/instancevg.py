@@ -19,7 +19,7 @@ PYRAMID_LEVELS = 4
 
 
 class InstanceVG(nnx.Module):
-    """Picture and sentence in; classes, boxes, masks, a global mask and "is anything meant" out.
+    """From a picture and a sentence to classes, boxes, masks, a global mask, and whether the sentence refers to anything.
 
     Deterministic unless called with `rngs` (a stream named `dropout`); `train=True` makes BatchNorm use and update batch
     statistics. The two are separate so that training with all drop rates at 0 needs no random numbers. Parameters and
@@ -66,7 +66,7 @@ class InstanceVG(nnx.Module):
         train: bool = False,
         rngs: nnx.Rngs | None = None,
     ) -> tuple[Outputs, dict[str, Array]]:
-        """As a call, and the named intermediates besides (inside jit, those nobody uses cost nothing)."""
+        """The outputs, and named intermediates; under jit, unused ones cost nothing."""
         height, width = images.shape[1:3]
         _, image_tokens, text_tokens = self.backbone(images, token_ids, token_mask, rngs=rngs)
         text = self.text_proj(text_tokens)
@@ -105,7 +105,7 @@ class InstanceVG(nnx.Module):
     def detect(
         self, states: Float[Array, "K B Q C"], references: Float[Array, "B Q 2"]
     ) -> tuple[Float[Array, "K B Q 2"], Float[Array, "K B Q 4"]]:
-        """Class logits and boxes of every decoder layer; one pair of heads serves all of them."""
+        """Class logits and boxes of every decoder layer; all layers share one pair of heads."""
         offsets = self.box_head(states)
         centres = offsets[..., :2] + layers.inverse_sigmoid(references)
         boxes = jax.nn.sigmoid(jnp.concatenate([centres, offsets[..., 2:]], axis=-1))

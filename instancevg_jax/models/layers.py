@@ -1,6 +1,6 @@
 """Small building blocks: norms, attention, MLP, dropout, positions. Feature maps are channels-last everywhere.
 
-A layer computes in the dtype of its input, to which it casts its parameters, and answers in it; statistics of norms and softmax are
+A layer casts its parameters to the dtype of its input, and computes and returns in that dtype; statistics of norms and softmax are
 float32 at least.
 """
 
@@ -26,7 +26,7 @@ DTYPES = {
     "bfloat16": jnp.bfloat16,
     "float64": jnp.float64,
 }  # the last under jax_enable_x64 only
-# what becomes of a function of modules and arrays (positional ones): what the backward pass needs is kept, or computed again
+# wrappers of a function of positional modules and arrays: they keep what the backward pass needs, or compute it again
 REMAT: dict[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
     "none": lambda function: function,
     "blocks": nnx.remat,
@@ -37,7 +37,7 @@ REMAT: dict[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
 class Linear(nnx.Linear):
     """nnx.Linear in its input's dtype, on an input flattened to two axes.
 
-    On CPU (jax 0.10.2) the gradient of a bias that is summed over more than one axis takes 2.5 times as long.
+    On CPU (jax 0.10.2) a bias gradient summed over more than one axis takes 2.5 times as long.
     """
 
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -84,7 +84,7 @@ class Conv3x3(nnx.Module):
 class BatchNorm(nnx.Module):
     """Batch normalization of [B, h, w, C] as torch computes it: the running variance is the unbiased one.
 
-    Under a sharded jit the means run over the global batch, so statistics are synchronized across devices.
+    Under a sharded jit the means are over the global batch, so statistics are synchronized across devices.
     """
 
     def __init__(self, width: int, *, momentum: float = 0.1, eps: float = 1e-5):
@@ -165,7 +165,7 @@ class Attention(nnx.Module):
 
 
 def split_heads(x: Float[Array, "B L C"], num_heads: int) -> Float[Array, "B L N c"]:
-    """The channels, cut into heads."""
+    """Split the channels into heads."""
     return x.reshape(*x.shape[:2], num_heads, -1)
 
 
@@ -181,7 +181,7 @@ def attention_weights(
 
 
 def dropout(x: Array, rate: float, rngs: nnx.Rngs | None) -> Array:
-    """Zero elements at `rate` and scale the rest up; nothing happens without `rngs` (evaluation) or at rate 0."""
+    """Zero elements with probability `rate` and scale up the others. Returns x itself without `rngs` (evaluation) or at rate 0."""
     if rngs is None or rate == 0:
         return x
     keep = jax.random.bernoulli(rngs.dropout(), 1 - rate, x.shape)
@@ -189,7 +189,7 @@ def dropout(x: Array, rate: float, rngs: nnx.Rngs | None) -> Array:
 
 
 def drop_path_scale(batch: int, rate: float, rngs: nnx.Rngs | None, dtype: DTypeLike) -> Float[Array, "B 1 1"] | float:
-    """What a residual branch is multiplied by: 0 or 1 / (1 - rate) for each example; 1 without `rngs`."""
+    """The factor of a residual branch: 0 or 1 / (1 - rate) for each example; 1 without `rngs`."""
     if rngs is None or rate == 0:
         return 1.0
     return (jax.random.bernoulli(rngs.dropout(), 1 - rate, (batch, 1, 1)) / (1 - rate)).astype(dtype)
@@ -211,6 +211,6 @@ def sine_positions(valid: np.ndarray, width: int, temperature: float = 10000.0) 
 
 
 def inverse_sigmoid(x: Float[Array, "..."], eps: float = 1e-3) -> Float[Array, "..."]:
-    """log(x / (1 - x)) with x clipped to [0, 1] and both parts kept at least `eps` (so the answer stays within +-6.9)."""
+    """log(x / (1 - x)) with x clipped to [0, 1] and both parts at least `eps`, so the result is within +-6.9."""
     x = jnp.clip(x, 0, 1)
     return jnp.log(jnp.maximum(x, eps) / jnp.maximum(1 - x, eps))

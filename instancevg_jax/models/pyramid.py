@@ -13,7 +13,7 @@ from instancevg_jax.models.resize import resize_bilinear
 
 
 class Upsample(nnx.Module):
-    """Transposed convolution 2 x 2, stride 2, as a matrix product and a shuffle (its convolution's gradient is slow on CPU)."""
+    """Transposed convolution 2 x 2, stride 2, as a matrix product and a shuffle (XLA's own gradient is slow on CPU)."""
 
     def __init__(self, in_width: int, out_width: int, *, rngs: nnx.Rngs):
         init = nnx.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", in_axis=0, out_axis=-1)

@@ -1,6 +1,7 @@
-"""Instance queries: words look at the picture, the places they look at most become reference points, and each point's feature
-together with a word's becomes a query. Source: paper, section 3.2 (attention-guided query selection); `AQSM` in the original's
-models/heads/uni_gref_deformable_head.py.
+"""Instance queries: words attend to the picture, the places with the highest attention become reference points, and the
+features of a point and a word together become a query.
+
+Source: paper, section 3.2 (attention-guided query selection); `AQSM` in the original's models/heads/uni_gref_deformable_head.py.
 """
 
 import math
@@ -36,7 +37,7 @@ def select_tokens(
 
 
 def select_channels(text: Float[Array, "B L C"], num_queries: int) -> tuple[Float[Array, "B Q C"], Bool[Array, "B Q"]]:
-    """The Q largest values of each channel by itself, over all positions, padding included (the original's
+    """The Q largest values of each channel separately, over all positions including padding (the original's
     `score_text_select=False`)."""
     selected = jax.lax.top_k(text.swapaxes(1, 2), num_queries)[0].swapaxes(1, 2)
     return selected, jnp.ones(selected.shape[:2], bool)
@@ -59,7 +60,7 @@ def select_points(point_map: Float[Array, "B h w"], num_points: int, distance_we
         bonus = jnp.where(jnp.isinf(nearest), 0, distance_weight * nearest / diagonal)
         index = jnp.argmax(jnp.where(free, scores + bonus, -jnp.inf), axis=-1)
         nearest = jnp.minimum(nearest, jnp.asarray(pairwise)[index])
-        # no scatter: for one over a batch that is split over devices, XLA moves the indices of all to each
+        # no scatter: over a batch that is split over devices, XLA would send every device's indices to all others
         return (nearest, free & (jnp.arange(height * width) != index[:, None])), index
 
     start = jnp.full(scores.shape, jnp.inf), jnp.ones(scores.shape, bool)
@@ -85,7 +86,7 @@ class TextToImageLayer(nnx.Module):
         *,
         rngs: nnx.Rngs | None = None,
     ) -> tuple[Float[Array, "B Q C"], Float[Array, "B Q P"]]:
-        """The words after looking, and where each looked (averaged over heads)."""
+        """The words after attention, and their attention maps averaged over heads."""
         content = jnp.zeros_like(words)
         content = self.norms[0](content + self.self_attention(words, words, content, rngs=rngs)[0])
         looked, attention = self.cross_attention(content + words, image + positions, image, rngs=rngs)
@@ -116,7 +117,7 @@ class InstanceQueries(nnx.Module):
         *,
         rngs: nnx.Rngs | None = None,
     ) -> tuple[Float[Array, "B Q C"], Float[Array, "B Q 2"], Float[Array, "B h w"], Float[Array, "B Q h w"]]:
-        """Queries, their points (x, y) in [0, 1], the pooled attention the points were chosen on, and every word's own."""
+        """Queries, their points (x, y) in [0, 1], the pooled attention they were chosen from, and each word's attention."""
         batch, height, width, channels = image.shape
         if self.text_selection == "token":
             words, word_mask = select_tokens(text, token_mask, self.num_queries)

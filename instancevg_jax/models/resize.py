@@ -1,4 +1,4 @@
-"""Bilinear resizing on device with corner pixels aligned (torch's `align_corners=True`)."""
+"""Bilinear resizing on the device with aligned corner pixels (torch's `align_corners=True`)."""
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +19,9 @@ def _weights(source: int, target: int) -> np.ndarray:
 
 
 def resize_bilinear(x: Float[Array, "B h w C"], height: int, width: int) -> Float[Array, "B H W C"]:
-    """Resize pictures or feature maps, computed in float32 at least; the centres of the corner pixels stay where they are.
+    """Resize pictures or feature maps, computed in float32 at least; the centres of the corner pixels keep their positions.
 
-    Two matrix products: their gradient is cheap everywhere, that of a gather is a scatter, several times slower on CPU.
+    Two matrix products, whose gradient is cheap everywhere; the gradient of a gather is a scatter, several times slower on CPU.
     """
     dtype, exact = x.dtype, jax.lax.Precision.HIGHEST
     if x.shape[1] != height:
