@@ -57,10 +57,10 @@ def make_file(path: Path, config: Config) -> None:
     torch.save({"epoch": 9, "lr": 5e-5, "state_dict": tensors}, path)
 
 
-def make_tokenizer(path: Path, ids: int) -> None:
-    """A sentencepiece model of so many ids: the embedded data set's, with pieces that no sentence has behind its own."""
-    model = TOKENIZER_PATH.read_bytes()
-    for i in range(ids - Tokenizer.from_file(TOKENIZER_PATH).vocab_size):
+def make_tokenizer(path: Path, ids: int, start: Path = TOKENIZER_PATH) -> None:
+    """Write a sentencepiece model with `ids` ids: that of `start`, with pieces behind its own that no sentence contains."""
+    model = start.read_bytes()
+    for i in range(ids - Tokenizer.from_file(start).vocab_size):
         piece = f"filler{i}".encode()
         message = b"\n" + bytes([len(piece)]) + piece + b"\x15" + struct.pack("<f", -100)
         model += b"\n" + bytes([len(message)]) + message

@@ -10,6 +10,7 @@ hf://OWNER/REPOSITORY/PATH. torch is not needed. `--config.section.field=value` 
 """
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -56,8 +57,9 @@ def convert_back(args: argparse.Namespace) -> None:
 def _load_config(spec: str, overrides: Sequence[str]) -> Config:
     """The Config of a .json file, or of a config file's get_config(): "configs/grefcoco.py" or "configs/grefcoco.py:large"."""
     path = Path(spec.partition(":")[0]).expanduser()
-    if not path.is_file() or path.suffix not in (".json", ".py"):
-        found = "no such file" if not path.is_file() else "of another kind"
+    exists = os.path.isfile(path)
+    if not exists or path.suffix not in (".json", ".py"):
+        found = "of another kind" if exists else "no such file"
         raise InputError(f"{path}: {found}; expected a config such as configs/grefcoco.py or a config.json")
     config = configs.load(path) if path.suffix == ".json" else command_line.load_config(spec)
     return command_line.override(config, overrides)

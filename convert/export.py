@@ -15,7 +15,7 @@ from convert.instancevg import TABLE
 from convert.rules import to_source
 from instancevg_jax.checkpoint import find_checkpoint, load_model
 from instancevg_jax.config import Config, ModelConfig
-from instancevg_jax.errors import InputError
+from instancevg_jax.errors import InputError, first_line
 from instancevg_jax.models.instancevg import InstanceVG
 from instancevg_jax.trees import flatten
 
@@ -77,21 +77,23 @@ def original_state(directory: str | Path) -> tuple[dict[str, np.ndarray], int]:
     directory = find_checkpoint(directory)
     model, config = load_model(directory)
     params = {path: np.asarray(jax.device_get(leaf)) for path, leaf in flatten(nnx.state(model)).items()}
-    tensors = unused_tensors(config)
-    kept = _kept(directory / LEFT_OUT_FILE)
-    wrong = [
-        k for k, v in kept.items() if k not in tensors or (v.shape, v.dtype) != (tensors[k].shape, tensors[k].dtype)
-    ]
-    if wrong:
-        raise InputError(f"{directory / LEFT_OUT_FILE}: {wrong[0]} has no place in the model of config.json")
-    return to_source(params, TABLE, tensors | kept, config.model.decoder_layers), len(kept)
+    kept = kept_tensors(directory / LEFT_OUT_FILE, config)
+    return to_source(params, TABLE, unused_tensors(config) | kept, config.model.decoder_layers), len(kept)
 
 
-def _kept(path: Path) -> dict[str, np.ndarray]:
+def kept_tensors(path: Path, config: Config) -> dict[str, np.ndarray]:
+    """The content of LEFT_OUT_FILE; {} where there is none. Raises InputError unless it is whole and fits the config."""
     if not path.is_file():
         return {}
     try:
         with np.load(path, allow_pickle=False) as file:
-            return dict(file)
+            kept = dict(file)
     except (ValueError, OSError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from error
+        raise InputError(f"{path}: cannot be read ({first_line(error)})") from error
+    except AttributeError as error:  # numpy, on a file that is a single array
+        raise InputError(f"{path}: cannot be read (expected an archive of arrays)") from error
+    tensors = unused_tensors(config)
+    for key, value in kept.items():
+        if key not in tensors or (value.shape, value.dtype) != (tensors[key].shape, tensors[key].dtype):
+            raise InputError(f"{path}: cannot be read ({key} has no place in the model of config.json)")
+    return kept

@@ -143,10 +143,13 @@ def local_file(source: str) -> Path:
 def find_tokenizer(weights: Path, given: str | Path | None, config: Config, download: bool) -> Path:
     """The sentencepiece model of an official file: `given`, next to the file, the config's, in the cache, or downloaded."""
     if given:
-        return Path(given).expanduser()
+        path = Path(given).expanduser()
+        if not os.path.isfile(path):
+            raise InputError(f"{path}: no such file; expected {TOKENIZER}, from {TOKENIZER_URL}")
+        return path
     cached = cache() / TOKENIZER
     for path in (weights.parent / TOKENIZER, Path(config.data.tokenizer), cached):
-        if path.is_file():
+        if os.path.isfile(path):
             return path
     if not download:
         raise InputError(f"no tokenizer: give --tokenizer {TOKENIZER}, from {TOKENIZER_URL}")

@@ -1,6 +1,6 @@
-"""Write pictures of the embedded data set: python -m data_pipelines.draw_shapes --index 7 --output scene.png
+"""Draw a scene of the embedded data set and print its sentence.
 
-Prints the sentence that goes with the picture and, with --truth, draws what it means beside it.
+python -m data_pipelines.draw_shapes --index 7 --output scene.png
 """
 
 import argparse
@@ -15,17 +15,20 @@ from instancevg_jax.files import write_atomically
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command. Raises InputError for a size or index that the data set does not have."""
-    parser = argparse.ArgumentParser(prog="python -m data_pipelines.draw_shapes", description=__doc__)
+    """The command. Raises InputError for a size or an index outside the data set's range."""
+    parser = argparse.ArgumentParser(
+        prog="python -m data_pipelines.draw_shapes",
+        description="Draw a scene of the embedded data set and print its sentence.",
+    )
     parser.add_argument("--split", choices=SPLITS, default="test")
     parser.add_argument("--level", choices=LEVELS, default="basic")
-    parser.add_argument("--index", type=int, default=0, help="which example, from 0")
-    parser.add_argument("--size", type=int, default=96, help="height and width in pixels")
-    parser.add_argument("--truth", action="store_true", help="beside it, the objects that are meant")
+    parser.add_argument("--index", type=int, default=0, help="number of the scene, from 0")
+    parser.add_argument("--size", type=int, default=96, help="height and width in pixels, at least 32")
+    parser.add_argument("--truth", action="store_true", help="draw the targets next to the picture")
     parser.add_argument("--output", required=True, metavar="FILE.png")
     args = parser.parse_args(argv)
     if not args.output.lower().endswith(".png"):
-        raise InputError(f"--output {args.output}: expected a name that ends in .png")
+        raise InputError(f"--output {args.output}: expected a file name that ends in .png")
     try:
         scene = ShapesDataset(args.split, args.level, (args.size, args.size))[args.index]
     except IndexError as error:

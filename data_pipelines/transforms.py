@@ -1,4 +1,4 @@
-"""A record and its picture -> one example of the shapes the model and the losses take, in numpy.
+"""A record and its picture -> an example, and examples -> a batch of the shapes that the model and the losses take, in numpy.
 
 Source: datasets/pipelines/loading.py and transforms.py (`Resize`, `Normalize`) of the original.
 """
@@ -22,12 +22,12 @@ from instancevg_jax.types import Batch, Targets
 
 
 class Choice(NamedTuple):
-    """Alternatives, one of which is drawn and read."""
+    """Records of which one is drawn and read."""
 
     load: Callable[
         [int], tuple[Record, Callable[[], bytes]]
-    ]  # a position -> its record, and what reads its picture's file
-    positions: Sequence[int]
+    ]  # position -> record, and a function that reads its picture
+    positions: Sequence[int]  # of the records
 
 
 @dataclass(frozen=True)
@@ -155,9 +155,9 @@ def check_count(objects: int, max_targets: int) -> None:
 
 
 def truth_of(record: Record, protocol: Protocol) -> tuple[Float64[np.ndarray, "N 4"], Bool[np.ndarray, "h w"]]:
-    """What `Transform.targets` are made of, in the picture's own pixels: the objects' clipped boxes, and the merged mask.
+    """The targets in the picture's own pixels: the objects' clipped boxes, and the merged mask.
 
-    The record has to state its picture's size, as prepared ones do.
+    The record must state its picture's size, as prepared records do.
     """
     height, width = record.height, record.width
     objects, merged = select(record, protocol)
@@ -175,7 +175,7 @@ def merged_rles(objects: Sequence[Instance], merged: Sequence[Segmentation], hei
 
 
 def mask_of(instance: Instance, height: int, width: int) -> RLE:
-    """An object's mask at its picture's size; of one with only a box (strict protocol), the box filled."""
+    """An object's mask at its picture's size; if it has only a box (strict protocol), the filled box."""
     if instance.segmentation:
         return masks.sized(instance.segmentation, height, width)
     if instance.box is None:
@@ -184,7 +184,7 @@ def mask_of(instance: Instance, height: int, width: int) -> RLE:
 
 
 def box_of(instance: Instance, height: int, width: int) -> Box:
-    """An object's box; of one with only a mask (strict protocol), the box around it."""
+    """An object's box; if it has only a mask (strict protocol), the box around the mask."""
     return instance.box or masks.bounds(mask_of(instance, height, width))
 
 
@@ -197,11 +197,11 @@ def clip_boxes(xyxy: Float64[np.ndarray, "N 4"], height: int, width: int) -> Flo
 def scale_boxes(
     xyxy: Float64[np.ndarray, "N 4"], source: tuple[int, int], target: tuple[int, int]
 ) -> Float64[np.ndarray, "N 4"]:
-    """Pixels of a picture of `source` (height, width) -> of `target`. The factors are float32: `Resize` has them so."""
+    """Pixels of a picture of size `source` (height, width) -> of size `target`. The factors are float32, as in `Resize`."""
     vertical, horizontal = target[0] / source[0], target[1] / source[1]
     return xyxy * np.array([horizontal, vertical, horizontal, vertical], np.float32)
 
 
 def unit_boxes(xyxy: Float[np.ndarray, "N 4"], height: int, width: int) -> Float32[np.ndarray, "N 4"]:
-    """Boxes in pixels, xyxy, of a picture of height x width -> cxcywh in [0, 1]."""
+    """xyxy in pixels of a picture of height x width -> cxcywh in [0, 1]."""
     return xyxy_to_cxcywh(xyxy / np.array([width, height, width, height], np.float64)).astype(np.float32)

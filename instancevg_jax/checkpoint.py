@@ -64,6 +64,7 @@ def save_checkpoint(
     directory = Path(directory).absolute()
     check_destination(directory)
     arrays = _cast({name: np.asarray(jax.device_get(value)) for name, value in flatten(params).items()}, dtype)
+    _check_space(directory, sum(array.nbytes for array in arrays.values()))
     try:
         _write(directory, arrays, config, tokenizer_bytes, provenance, extra_files or {})
     except OSError as error:
@@ -76,6 +77,15 @@ def check_destination(directory: str | Path) -> None:
     check_writable(directory)
     if directory.exists() and not (directory.is_dir() and _is_replaceable(directory)):
         raise InputError(f"{directory}: exists and is not a checkpoint; not overwriting it")
+
+
+def _check_space(directory: Path, needed: int) -> None:
+    """Raise InputError where the disk has no room: found out before anything is written."""
+    folder = next(parent for parent in directory.parents if parent.exists())
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        size = f"{needed / 2**20:,.1f} MiB needed, {free / 2**20:,.1f} MiB free"
+        raise InputError(f"{directory}: a checkpoint was not written (no space left on device: {size})")
 
 
 def _write(
@@ -91,7 +101,7 @@ def _write(
     try:
         new, old = temporary / "new", temporary / "old"
         new.mkdir()
-        _write_arrays(new / PARAMS, arrays)
+        _write_arrays(new / PARAMS, arrays, directory)
         (new / CONFIG).write_text(configs.to_json(config))
         (new / TOKENIZER).write_bytes(tokenizer_bytes)
         for name, content in extra_files.items():
@@ -243,12 +253,12 @@ def _checkpointer() -> ocp.Checkpointer:
     return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
-def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+def _write_arrays(path: Path, arrays: dict[str, np.ndarray], directory: Path) -> None:
     try:
         with _checkpointer() as checkpointer:
             checkpointer.save(path, args=ocp.args.PyTreeSave(arrays))
     except Exception as error:  # Orbax and tensorstore raise many types for a full disk
-        raise InputError(f"{path.parent.parent.parent}: a checkpoint was not written ({first_line(error)})") from error
+        raise InputError(f"{directory}: a checkpoint was not written ({first_line(error)})") from error
     # Orbax writes the path that it saved to into this file; a checkpoint is meant to be moved and shared
     (path / "commit_success.txt").write_text("Checkpoint commit was successful\n")
 

@@ -88,9 +88,10 @@ class ModelConfig:
         choices=("none", "blocks", "dots"),
     )
     initialization: str = setting(
-        "normal",
-        "How parameters start: 'normal', or 'local', where attention starts on patches that are near and look alike.",
-        choices=("normal", "local"),
+        "official",
+        "First values of parameters that no checkpoint provides: the original's distributions ('official'), Flax's defaults "
+        "('normal'), or 'local': as 'normal', but attention starts on patches that are near and look alike.",
+        choices=("official", "normal", "local"),
     )
     pretrained: str = setting("", "Checkpoint directory of weights to start from. Empty: start from scratch.")
 
@@ -393,8 +394,8 @@ def _check_sizes(model: ModelConfig) -> None:
         ("head_width", "decoder_heads", "a head takes an equal part"),
     ):
         if getattr(model, name) % getattr(model, part):
-            told = f"model.{name} is {getattr(model, name)}, model.{part} {getattr(model, part)}"
-            raise InputError(f"{told}; expected a multiple: {whole}")
+            stated = f"model.{name} is {getattr(model, name)}, model.{part} {getattr(model, part)}"
+            raise InputError(f"{stated}; expected a multiple: {whole}")
     for name in ("head_width", "width") if model.initialization == "local" else ("head_width",):
         if getattr(model, name) % 4:
             raise InputError(f"model.{name} is {getattr(model, name)}; expected a multiple of 4 (sine positions)")
@@ -409,8 +410,10 @@ def _check_sizes(model: ModelConfig) -> None:
                 f"model.num_queries is {model.num_queries} with {count} {things}; expected at most {count}"
             )
     if tokens > model.max_text_positions - 2:
-        told = f"model.max_tokens is {tokens}, model.max_text_positions {model.max_text_positions}"
-        raise InputError(f"{told}; expected at most {model.max_text_positions - 2} tokens: two positions are not used")
+        stated = f"model.max_tokens is {tokens}, model.max_text_positions {model.max_text_positions}"
+        raise InputError(
+            f"{stated}; expected at most {model.max_text_positions - 2} tokens: two positions are not used"
+        )
 
 
 def _from_dict(cls: type, raw: object, source: str, prefix: str):

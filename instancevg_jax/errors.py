@@ -78,8 +78,11 @@ def _leave(message: str, status: int) -> None:
     if message:
         with contextlib.suppress(OSError):  # of a stderr that is closed
             print(message, file=sys.stderr, flush=True)
-    with contextlib.suppress(OSError, ValueError, AttributeError):  # of a stdout that is full or closed
-        sys.stdout.flush()
+    try:
+        if sys.stdout:
+            sys.stdout.flush()
+    except OSError:  # a full disk or a closed pipe; the interpreter would try again and complain
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     jax = sys.modules.get("jax")
     if jax is not None and jax.distributed.is_initialized():
         os._exit(status)

@@ -128,6 +128,69 @@ def test_a_missing_directory_is_named(tmp_path: Path):
             load(tmp_path / "nowhere")
 
 
+def test_where_a_checkpoint_may_be(saved: Path, tmp_path: Path, monkeypatch):
+    """A run folder, a file inside a checkpoint, the home directory; `best` goes before `checkpoint`."""
+    run = tmp_path / "run"
+    shutil.copytree(saved, run / "checkpoint")
+    (run / "config.json").write_text("{}")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    inside = [f"checkpoint/{name}" for name in ("", "config.json", "params", "params/_METADATA")]
+    for path in (run, "run", "~/run", run / ".." / "run", *(run / name for name in inside)):
+        assert checkpoint.is_checkpoint(path), path
+        assert checkpoint.find_checkpoint(path).resolve() == run / "checkpoint", path
+        assert checkpoint.load_provenance(path)["source"] == "a test"
+    shutil.copytree(saved, run / "best")
+    assert checkpoint.find_checkpoint(run) == run / "best"
+    assert checkpoint.find_checkpoint(run / "checkpoint") == run / "checkpoint"
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("nowhere", "nowhere: no such directory; expected a checkpoint"),
+        ("weights.pth", r"weights\.pth: a file; expected a checkpoint directory"),
+        ("photos", "photos: not a whole checkpoint, config.json is missing"),
+        ("n" * 300, "cannot be read .File name too long."),
+        ("~nobody-of-that-name/x", "the home directory is unknown"),
+        ("a\0b", "no such directory|null byte"),
+    ],
+)
+def test_paths_that_are_no_checkpoint(tmp_path: Path, monkeypatch, path: str, says: str):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights.pth").write_bytes(b"x")
+    (tmp_path / "photos").mkdir()
+    assert not checkpoint.is_checkpoint(path)
+    for load in (checkpoint.load_model, checkpoint.load_tokenizer, checkpoint.load_provenance):
+        with pytest.raises(InputError, match=says) as error:
+            load(path)
+        assert "\n" not in str(error.value)
+
+
+def test_a_byte_order_mark_in_what_people_edit(copy: Path):
+    for name in ("config.json", "provenance.json"):
+        (copy / name).write_bytes(b"\xef\xbb\xbf" + (copy / name).read_bytes())
+    assert checkpoint.load_model(copy)[1] == Config(model=SMALL)
+
+
+def test_git_lfs_pointers_are_named(copy: Path):
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 7\n"
+    for name in ("tokenizer.spm", "params/_METADATA"):
+        (copy / name).write_bytes(pointer)
+        with pytest.raises(InputError, match=rf"{name}: .*; a git-lfs pointer; run `git lfs pull`"):
+            checkpoint.load_model(copy)
+        shutil.copy(copy / "config.json", copy / name)
+
+
+def test_a_disk_without_room_is_found_out_before(copy: Path, monkeypatch, tokenizer_bytes: bytes):
+    before = sorted(copy.parent.rglob("*"))
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 8, 1 << 20))
+    big = {"a": np.zeros(2 << 20, np.uint8)}
+    with pytest.raises(InputError, match=r"copy: .* \(no space left on device: 2\.0 MiB needed, 1\.0 MiB free\)"):
+        checkpoint.save_checkpoint(copy, big, Config(model=SMALL), tokenizer_bytes, {})
+    assert sorted(copy.parent.rglob("*")) == before
+
+
 @pytest.mark.parametrize("part", ["config.json", "tokenizer.spm", "provenance.json", "params", "params/_METADATA"])
 def test_a_missing_part_is_named(copy: Path, part: str):
     path = copy / part
@@ -266,6 +329,8 @@ def test_start_from_a_converted_backbone(saved: Path, tmp_path: Path, tokenizer_
     checkpoint.save_checkpoint(
         tmp_path / "beit3", backbone, Config(model=SMALL), tokenizer_bytes, {"converted_from": "beit3"}
     )
+    with pytest.raises(InputError, match="holds BEiT-3, the backbone alone, which answers nothing; train from it"):
+        checkpoint.load_model(tmp_path / "beit3")
     model = InstanceVG(SMALL, rngs=nnx.Rngs(1))
     before = leaves(model)
     checkpoint.load_pretrained(model, tmp_path / "beit3")

@@ -13,6 +13,7 @@ from instancevg_jax.models.instancevg import InstanceVG
 
 VARIANTS = {
     "shapes": ("", "long"),
+    "custom": ("small", "base"),
     "grefcoco": ("",),
     "refzom": ("base",),
     "rrefcoco": ("",),

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from benchmarks.convert import make_tokenizer
 from convert.torch_file import writer
 from instancevg_jax import config as configs
 from instancevg_jax import evaluate, train
@@ -83,7 +84,8 @@ def overrides(config: Config, data: Path, tokenizer: Path) -> Sequence[str]:
 @pytest.mark.parametrize("start", ["beit3", "instancevg"])
 @pytest.mark.parametrize("pictures", [drawn_pictures, pytest.param(real_pictures, marks=pytest.mark.slow)])
 def test_the_walk_through(tmp_path, start, pictures):
-    tokenizer = oracle.path("fixtures/tiny_beit3.spm")
+    tokenizer = tmp_path / "tiny.spm"
+    make_tokenizer(tokenizer, 256, oracle.path("fixtures/tiny_beit3.spm"))
     annotations, images = pictures(tmp_path)
     source = ["custom", "--annotations", annotations, "--images", images]
     module("data_pipelines.check", *source, "--tokenizer", tokenizer)

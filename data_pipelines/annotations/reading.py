@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.annotations import coco, jsonl, original, refer, safe_pickle
+from data_pipelines.annotations import coco, jsonl, original, refer
 from data_pipelines.annotations.mixture import merge as merge_files
 from data_pipelines.annotations.pictures import find_pictures
 from data_pipelines.annotations.problems import Problems
@@ -94,7 +94,7 @@ def _read(source: Source) -> list[Record]:
     if source.name.endswith(_JSON_LINES) or _is_lines(source):
         return jsonl.read(source)
     is_pickle = source.name.endswith(_PICKLES)
-    content = safe_pickle.load(source.path) if is_pickle else source.load_json()
+    content = source.load_pickle() if is_pickle else source.load_json()
     if isinstance(content, dict) and {"images", "annotations"} <= content.keys():
         return coco.read(content, source)
     entries = content if isinstance(content, list) else [content]

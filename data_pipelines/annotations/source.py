@@ -12,6 +12,7 @@ from typing import Any
 
 from data_pipelines.annotations.problems import Problem, Problems
 from instancevg_jax.errors import InputError, first_line
+from instancevg_jax.pickles.machine import load_tree
 
 _MOST_BYTES = 2**31  # of a JSON document or a line after decompression: a small .gz may hold any number of zeros
 
@@ -33,7 +34,7 @@ class Source:
         except InputError as error:
             if not self.problems.keep:
                 raise
-            self.problems.found.append(Problem(f"{self.path.name} {where}", str(error)))
+            self.problems.found.append(Problem(f"{self.path.name} {where}", str(error).removeprefix(f"{where}.")))
 
     @property
     def name(self) -> str:
@@ -48,11 +49,11 @@ class Source:
     def load_json(self, name: str = "") -> Any:
         """The content of the file, or of the file `name` in the same folder. Raises InputError where it is not valid JSON."""
         path = self.path.with_name(name) if name else self.path
-        with opened(path) as file:
-            data = file.read(_MOST_BYTES + 1)
-        if len(data) > _MOST_BYTES:
-            raise InputError(f"{path}: more than {_MOST_BYTES:,} bytes; expected less in one document")
-        return parse_json(data, str(path))
+        return parse_json(_read(path), str(path))
+
+    def load_pickle(self) -> Any:
+        """The content of the file, a pickle. Raises InputError where it is damaged or holds more than plain data."""
+        return load_tree(_read(self.path), str(self.path))
 
     def lines(self) -> Iterator[tuple[int, bytes]]:
         """The lines that are not blank, with their numbers from 1."""
@@ -62,6 +63,14 @@ class Source:
                     raise InputError(f"{self.path}: line {number} has more than {_MOST_BYTES:,} bytes")
                 if line.strip():
                     yield number, line
+
+
+def _read(path: Path) -> bytes:
+    with opened(path) as file:
+        data = file.read(_MOST_BYTES + 1)
+    if len(data) > _MOST_BYTES:
+        raise InputError(f"{path}: more than {_MOST_BYTES:,} bytes; expected less in one document")
+    return data
 
 
 def parse_json(data: bytes, where: str) -> Any:

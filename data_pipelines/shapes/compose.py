@@ -1,11 +1,11 @@
-"""Scenes for the sentences of the embedded data set: which objects there are, and where.
+"""Scenes for the sentences of the embedded data set: which objects they have, and where.
 
-A scene is built so that the sentence gets the answer decided on, then `resolve` has the last word: a scene where the
-sentence is ambiguous, or means something else, is thrown away and drawn again. The sentence and the kind of answer
-are never redrawn, and the number of objects is drawn before the answer, so neither tells the answer.
+A scene is built for a sentence and a kind of answer, and checked by `resolve`: if the sentence is ambiguous in it, or has
+another kind of answer, the scene is drawn again. The sentence and the kind of answer are never drawn again, and the
+number of objects is drawn before the kind of answer, so neither of them tells the answer.
 
-The objects of a scene are listed from back to front. An object is hidden by, or hides, one neighbour at most, by at
-most `HIDDEN_DEPTH` radii of the smaller of the two, so more than half of each object can be seen.
+The objects of a scene are listed from back to front. An object overlaps at most one neighbour, by at most
+`HIDDEN_DEPTH` radii of the smaller of the two, so that more than half of each object is visible.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,11 +29,11 @@ from data_pipelines.shapes.language import (
 OBJECT_COUNTS = {"basic": (2, 4), "full": (3, 8), "outlines": (2, 4)}
 RADII = {"small": (0.085, 0.105), "large": (0.165, 0.2)}  # of the picture's shorter side
 HIDDEN_DEPTH = 0.7  # how far two outlines may overlap, in radii of the smaller one
-APART = 1.12  # least distance of centres over sum of radii, for objects that do not touch
-_NEAR_MISS = 0.6  # share of distractors that miss a noun of the sentence by one attribute
+APART = 1.12  # least distance of centres over sum of radii, of objects that do not touch
+_NEAR_MISS = 0.6  # share of distractors that differ from a noun of the sentence in one attribute
 _ECHO = 0.25  # share that repeat an earlier distractor's colour and shape
-_NESTLE = 0.3  # share of objects that are tried right at an earlier one, to hide it or be hidden
-_CROWD = 6  # from so many objects on, large ones are rarer, to fit in
+_NESTLE = 0.3  # share of objects that are tried next to an earlier one, so that one hides the other
+_CROWD = 6  # from this number of objects on, large ones are rarer, so that all fit
 _EDGE = 1.05  # radii from the picture's edge
 _Place = tuple[float, float]
 _Places = list[_Place]
@@ -42,11 +42,9 @@ _Places = list[_Place]
 def draw_scene(
     dice: Dice, expression: Expression, level: str, held_out: bool
 ) -> tuple[Kind, tuple[SceneObject, ...], tuple[int, ...]]:
-    """The kind of answer, the objects and the indices of those meant."""
+    """The kind of answer, the objects, and the indices of the targets."""
     low, high = OBJECT_COUNTS[level]
-    only_size = expression.noun.named() == (
-        "size",
-    )  # "the small things", if none is small: more large ones would not fit
+    only_size = expression.noun.named() == ("size",)  # "the small things": if none is small, all are large
     count = dice.between(max(low, _fewest(expression)), min(high, _CROWD - 1) if only_size else high)
     kind: Kind = "none" if dice.below(3) == 0 else dice.pick(expression.kinds)
     while True:
@@ -67,7 +65,7 @@ def kind_of(referents: Sequence[int]) -> Kind:
 
 
 def _fewest(expression: Expression) -> int:
-    """The least number of objects that lets every kind of answer to the sentence be composed."""
+    """The least number of objects with which a scene exists for every kind of answer."""
     if expression.template in ("superlative", "ordinal", "negation", "conjunction", "relation"):
         return max(3, expression.rank + 1)
     return 4 if expression.template == "between" else max(2, expression.number)
@@ -77,7 +75,7 @@ def _fewest(expression: Expression) -> int:
 
 
 def _draw_things(dice: Dice, expression: Expression, kind: Kind, count: int, held_out: bool) -> list[SceneObject]:
-    """Objects without places; those that the sentence is about come first."""
+    """Objects without places; those that the sentence mentions come first."""
     wanted = _wanted(dice, expression, kind, count)
     things = [_matching(dice, noun, count, held_out) for noun in wanted]
     nouns = [expression.noun, *expression.anchors]
@@ -96,7 +94,7 @@ def _draw_things(dice: Dice, expression: Expression, kind: Kind, count: int, hel
 
 
 def _wanted(dice: Dice, expression: Expression, kind: Kind, count: int) -> list[Noun]:
-    """Nouns to draw an object of: those meant, and what the sentence needs around them (anchors, candidates)."""
+    """Nouns to draw an object for: the targets, and what the sentence needs around them (anchors, candidates)."""
     noun, none = expression.noun, kind == "none"
     if expression.partner is not None:
         return [] if none else [noun, expression.partner]
@@ -117,7 +115,7 @@ def _wanted(dice: Dice, expression: Expression, kind: Kind, count: int) -> list[
 
 
 def _wanted_around(dice: Dice, expression: Expression, kind: Kind, count: int) -> list[Noun]:
-    """Of a relation or "between": the anchors, then candidates. Some sentences mean nothing for want of either."""
+    """For a relation or "between": the anchors, then candidates. Some sentences have no target because either is missing."""
     anchors = list(expression.anchors)
     room = count - len(anchors)
     candidates = min(room, dice.between(2 if kind == "multi" else 1, 3 if expression.relation else 2))
@@ -130,7 +128,7 @@ def _wanted_around(dice: Dice, expression: Expression, kind: Kind, count: int) -
 
 
 def _matching(dice: Dice, noun: Noun, count: int, held_out: bool) -> SceneObject:
-    """An object that the noun fits, its other attributes at random."""
+    """An object that the noun matches, with random other attributes."""
     while True:
         colour, shape = draw_pair(dice, held_out)
         colour, shape = noun.colour or colour, noun.shape or shape
@@ -143,7 +141,7 @@ def _matching(dice: Dice, noun: Noun, count: int, held_out: bool) -> SceneObject
 
 
 def _near_miss(dice: Dice, noun: Noun, count: int, held_out: bool) -> SceneObject | None:
-    """An object that fits the noun but for one attribute; None where that would be a held-out pair."""
+    """An object that differs from the noun in one attribute; None if that would be a held-out pair."""
     kinds = [*noun.named(), *(("but_not",) if noun.but_not else ())]
     kind = dice.pick(kinds)
     if kind == "but_not" and noun.but_not is not None:
@@ -162,7 +160,7 @@ def _near_miss(dice: Dice, noun: Noun, count: int, held_out: bool) -> SceneObjec
 
 
 def _hints(dice: Dice, expression: Expression, kind: Kind, things: list[SceneObject]) -> _Places:
-    """Places for the first objects. Only for "between": two anchors, in the middle the one meant or a distractor."""
+    """Places for the first objects, for "between" only: two anchors, and between them the target or a distractor."""
     if expression.relation or len(expression.anchors) < 2 or not expression.anchors[1].matches(things[1]):
         return []
     while True:
@@ -178,7 +176,7 @@ def _hints(dice: Dice, expression: Expression, kind: Kind, things: list[SceneObj
 
 
 def _arranged(dice: Dice, radii: list[float], hints: _Places) -> _Places | None:
-    """Centres with all objects inside the picture and none hidden too much; None where they did not fit."""
+    """Centres with all objects inside the picture and none hidden too much; None if they do not fit."""
     places: dict[int, _Place] = {}
     touched: set[int] = set()
     largest_first = sorted(range(len(hints), len(radii)), key=lambda i: -radii[i])
@@ -195,7 +193,7 @@ def _arranged(dice: Dice, radii: list[float], hints: _Places) -> _Places | None:
 
 
 def _spots(dice: Dice, radius: float, places: dict[int, _Place], radii: list[float]) -> Iterator[_Place]:
-    """Places to try for one object: perhaps a few right at one placed before, then some anywhere."""
+    """Places to try for one object: sometimes a few next to an object placed before, then some anywhere."""
     low, high = _EDGE * radius, 1 - _EDGE * radius
     if places and dice.chance(_NESTLE):
         for _ in range(6):
@@ -211,7 +209,7 @@ def _spots(dice: Dice, radius: float, places: dict[int, _Place], radii: list[flo
 
 
 def _touching(spot: _Place, radius: float, places: dict[int, _Place], radii: list[float]) -> list[int] | None:
-    """Which placed objects one at `spot` would touch; None if it would hide one, or be hidden, too much."""
+    """The placed objects that one at `spot` would touch; None if it would hide one, or be hidden, too much."""
     touching = []
     for j, (x, y) in places.items():
         dx, dy, reach = spot[0] - x, spot[1] - y, radius + radii[j]

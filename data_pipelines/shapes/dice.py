@@ -1,7 +1,7 @@
-"""Seeded choices for the embedded data set.
+"""Seeded random choices for the embedded data set.
 
-Only the raw words of PCG64 are used: numpy promises that stream for ever and on every platform, while the methods of
-its `Generator` may change between releases. What is made of the words is integer arithmetic or exact IEEE operations.
+Only the raw words of PCG64 are used: numpy guarantees that stream across releases and platforms, which it does not for the
+methods of its `Generator`. They are turned into choices by integer arithmetic and exact IEEE operations.
 """
 
 from collections.abc import Sequence
@@ -66,6 +66,6 @@ class Dice:
         return result
 
     def bytes(self, count: int) -> UInt8[np.ndarray, " count"]:
-        """So many random bytes."""
+        """`count` random bytes."""
         words = self._bits.random_raw((count + 7) // 8)
         return words.astype("<u8", copy=False).view(np.uint8)[:count]

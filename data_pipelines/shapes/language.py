@@ -1,18 +1,17 @@
 """The language of the embedded data set: its words, its sentences, and what a sentence means in a scene.
 
-A sentence is drawn first, from a distribution that knows nothing of the answer; only then is it decided whether one
-object, several or none shall be meant, and a scene is composed for it (shapes_compose.py). So no word, template or
-length of a sentence says anything about whether the sentence means something: P(none) is 1/3 for each of them.
+A sentence is drawn first, independently of the answer. Then the kind of answer (one target, several or none) is drawn,
+and compose.py makes a scene for both. So no word, template or length of a sentence tells whether it has a target:
+P(no target) is 1/3 for each of them.
 
-`resolve` reads a sentence strictly: it gives the set of objects that are meant, or None where people could disagree:
+`resolve` reads a sentence strictly. It returns the set of targets, or None where people could disagree:
 
-- "the X", "one X": exactly one X, or no X at all (then nothing is meant). Two X are a disagreement.
-- "two X", "three X": exactly so many, or no X at all. A wrong number (one star for "two stars") may be read as
-  nothing or as that star, so it is a disagreement, not a near miss.
-- "the Xs": two or more, or none at all. "every X", "all Xs", "everything red": any number.
-- Relations, superlatives, ordinals and "between" hold, or fail, by a clear margin. A superlative or "first" needs two
-  candidates at least (or none). Nothing stands "left of the X" where there is no X.
-- "the X and the Y": one of each, or neither. Only one of the two is a disagreement.
+- "the X", "one X": exactly one X, or none (then there is no target). Two X are ambiguous.
+- "two X", "three X": exactly that number, or none. Another number (one star for "two stars") is ambiguous.
+- "the Xs": two or more, or none. "every X", "all Xs", "everything red": any number.
+- Relations, superlatives, ordinals and "between" hold, or fail, by a clear margin. A superlative or "first" needs at
+  least two candidates, or none. Nothing is "left of the X" if there is no X.
+- "the X and the Y": one of each, or neither. Only one of the two is ambiguous.
 """
 
 from collections.abc import Sequence
@@ -32,7 +31,7 @@ ATTRIBUTES = {"size": SIZES, "texture": TEXTURES, "colour": COLOURS, "shape": SH
 PLURALS = {shape: shape + "s" for shape in SHAPES} | {"cross": "crosses", "thing": "things"}
 KIND_OF_WORD = {word: kind for kind, words in ATTRIBUTES.items() for word in words}
 
-# Never drawn nor named outside the split "heldout": one pair for each colour and for each shape.
+# Neither drawn nor named outside the split "heldout": one pair per colour and per shape.
 HELD_OUT_PAIRS = frozenset(
     zip(COLOURS, ("star", "ring", "heart", "square", "triangle", "cross", "circle"), strict=True)
 )
@@ -44,17 +43,17 @@ SIDES = {"left": (-1, 0), "right": (1, 0), "top": (0, -1), "bottom": (0, 1)}
 SUPERLATIVES = {"leftmost": (-1, 0), "rightmost": (1, 0), "highest": (0, -1), "lowest": (0, 1)}
 LARGEST, SMALLEST = "largest", "smallest"
 
-# Margins of centres are fractions of the picture. Partly hidden objects seem displaced by up to 0.07.
-RELATION_MARGIN = 0.12  # how far left "left of" must be
-OPPOSITE_MARGIN = 0.03  # how far right it must be for "left of" to be plainly false
+# Margins between centres are fractions of the picture. Partly hidden objects seem displaced by up to 0.07.
+RELATION_MARGIN = 0.12  # least distance for "left of" to hold
+OPPOSITE_MARGIN = 0.03  # least distance in the opposite direction for "left of" to be clearly false
 ORDER_MARGIN = 0.09  # between neighbours in an order
 SIZE_MARGIN = 1.25  # ratio of radii, for "largest" and "smallest"
-BETWEEN_LENGTH = 0.35  # the least distance of the two that something is between
+BETWEEN_LENGTH = 0.35  # least distance of the two objects that something is between
 
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One thing in a scene. `centre` is (x, y) in [0, 1]; `radius` is a fraction of the picture's shorter side."""
+    """One object of a scene. `centre` is (x, y) in [0, 1]; `radius` is a fraction of the picture's shorter side."""
 
     colour: str
     shape: str
@@ -66,7 +65,7 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Noun:
-    """A noun phrase: the attributes it names (None = any) and perhaps one word that it excludes ("that is not red")."""
+    """A noun phrase: the attributes it names (None: any) and optionally one word that it excludes ("that is not red")."""
 
     size: str | None = None
     texture: str | None = None
@@ -75,7 +74,7 @@ class Noun:
     but_not: str | None = None
 
     def matches(self, thing: SceneObject) -> bool:
-        """Whether every attribute named fits, and the excluded word does not."""
+        """Whether the object has every named attribute, and not the excluded word."""
         return (
             (self.colour is None or self.colour == thing.colour)
             and (self.shape is None or self.shape == thing.shape)
@@ -89,7 +88,7 @@ class Noun:
         return tuple(kind for kind in ATTRIBUTES if getattr(self, kind) is not None)
 
     def pair(self) -> tuple[str | None, str | None]:
-        """The (colour, shape) it mentions, be it to exclude it."""
+        """The (colour, shape) that it mentions, even to exclude it."""
         kind = KIND_OF_WORD.get(self.but_not or "")
         return (self.but_not if kind == "colour" else self.colour, self.but_not if kind == "shape" else self.shape)
 
@@ -100,7 +99,7 @@ class Noun:
         return " ".join(word for word in words if word) + self._exclusion(plural)
 
     def everything(self) -> str:
-        """The same as "everything red", "everything that is not striped"; for nouns without a shape."""
+        """Its words as "everything red", "everything that is not striped"; for nouns without a shape."""
         words = [self.size, self.texture, self.colour]
         return " ".join(["everything", *(word for word in words if word)]) + self._exclusion(plural=False)
 
@@ -115,7 +114,7 @@ class Noun:
 
 @dataclass(frozen=True)
 class Expression:
-    """A sentence and its parts. `kinds` are the answers other than "none" that it can have."""
+    """A sentence and its parts. `kinds`: the kinds of answer that it can have, besides "none"."""
 
     template: str
     text: str
@@ -130,7 +129,7 @@ class Expression:
 
     @property
     def attributes(self) -> tuple[str, ...]:
-        """Kinds of attribute used; a sentence that uses more than attributes of one noun also lists its template."""
+        """Kinds of attribute used, and the template if the sentence uses more than attributes of one noun."""
         plain = self.template in ("the", "every", "plural", "everything")
         return self.noun.named() + (() if plain else (self.template,))
 
@@ -139,7 +138,7 @@ class Expression:
 
 
 def resolve(expression: Expression, things: Sequence[SceneObject]) -> tuple[int, ...] | None:
-    """Indices of the objects meant, () for nothing, None where the sentence would be ambiguous in this scene."""
+    """Indices of the targets; (): no target; None: the sentence is ambiguous in this scene."""
     found = [i for i, thing in enumerate(things) if expression.noun.matches(thing)]
     if expression.partner is not None:
         other = [i for i, thing in enumerate(things) if expression.partner.matches(thing)]

@@ -1,23 +1,23 @@
 """Rebuild the sentencepiece model of the embedded data set: `python -m data_pipelines.shapes.make_tokenizer [FILE]`.
 
-A word model over the grammar's vocabulary, one piece a word, in BEiT-3's layout (<unk>, <s>, </s> first; a token's id
-is its piece's plus one). Needed only after the words of shapes_language.py change; a checkpoint trained with the old
-file keeps its own.
+A word model over the grammar's vocabulary, one piece per word, in BEiT-3's layout (<unk>, <s>, </s> first; a token's id is
+its piece's id plus one). Needed only after the words of language.py change; checkpoints keep the model they were
+trained with.
 """
 
 import argparse
 import io
-import os
 from pathlib import Path
 
 import sentencepiece
 
 from data_pipelines.shapes.dataset import TOKENIZER_PATH
 from data_pipelines.shapes.language import vocabulary
+from instancevg_jax.files import write_atomically
 
 
 def build() -> bytes:
-    """The serialized model. The pieces are in alphabetical order: every word is given a frequency of its own."""
+    """The serialized model. Each word gets a frequency of its own, so that the pieces are in alphabetical order."""
     words = vocabulary()
     sentences = [" ".join(words[: i + 1]) for i in range(len(words))]
     model = io.BytesIO()
@@ -33,13 +33,11 @@ def build() -> bytes:
 
 
 def main() -> None:
-    """Write the model, to a temporary name first."""
+    """The command."""
     parser = argparse.ArgumentParser(description="Rebuild the sentencepiece model of the embedded data set.")
-    parser.add_argument("file", nargs="?", type=Path, default=TOKENIZER_PATH, help="where to write it")
+    parser.add_argument("file", nargs="?", type=Path, default=TOKENIZER_PATH, help="the file to write")
     target: Path = parser.parse_args().file
-    temporary = target.with_name(target.name + ".tmp")
-    temporary.write_bytes(build())
-    os.replace(temporary, target)
+    write_atomically(target, build())
     print(f"wrote {target}: {len(vocabulary())} words, {target.stat().st_size} bytes")
 
 

@@ -1,7 +1,7 @@
 """Drawing a scene of the embedded data set: background, objects with texture and shading, shadows, light, noise.
 
-All arithmetic on pixels is on integers, and edges are smoothed by drawing `_FINE` times larger and averaging, so the
-same picture comes out on every platform. While it is drawn, a picture is three planes [3, H, W] of int16: numpy is
+All arithmetic on pixels uses integers, and edges are smoothed by drawing at `_FINE` times the size and averaging, so that
+every platform draws the same picture. While it is drawn, a picture is three planes [3, H, W] of int16, because numpy is
 several times faster on long rows than on triples.
 """
 
@@ -14,8 +14,8 @@ from jaxtyping import Bool, Float32, Int8, Int16, UInt8
 from data_pipelines.shapes.dice import Dice
 from data_pipelines.shapes.language import SceneObject
 
-_FINE = 4  # sub-pixels a side
-_FULL = _FINE * _FINE  # coverage of a pixel that lies wholly inside
+_FINE = 4  # sub-pixels per side
+_FULL = _FINE * _FINE  # coverage of a pixel that lies entirely inside
 _SHIFT = 4  # fractional bits of cv2's fixed-point coordinates
 
 _RGB = {
@@ -31,7 +31,7 @@ _DARK_ACCENT = ("orange", "yellow", "cyan")  # their stripes and dots are darker
 
 
 def _arc(count: int, radius: float) -> list[tuple[float, float]]:
-    """A regular polygon, the first corner on top. Rounded, so that no platform's cosine matters."""
+    """A regular polygon with its first corner at the top, rounded so that all platforms agree."""
     angles = [2 * np.pi * i / count for i in range(count)]
     return [(round(radius * float(np.sin(a)), 4), round(-radius * float(np.cos(a)), 4)) for a in angles]
 
@@ -53,7 +53,7 @@ _HEART = (
     (0.84, 0.12),
     (0.5, 0.52),
 )
-# Outlines within about one radius; a second outline is a hole.
+# Outlines of about one radius; a second outline is a hole.
 _OUTLINES: dict[str, list[list[tuple[float, float]]]] = {
     "circle": [_arc(40, 0.98)],
     "square": [[(-0.86, -0.86), (0.86, -0.86), (0.86, 0.86), (-0.86, 0.86)]],
@@ -98,7 +98,7 @@ def tight_boxes(masks: Bool[np.ndarray, "N H W"]) -> Float32[np.ndarray, "N 4"]:
 def _paint(
     dice: Dice, picture: Int16[np.ndarray, "3 H W"], owner: Int8[np.ndarray, "H W"], index: int, thing: SceneObject
 ) -> None:
-    """Draw one object over what is there, in place, and take over the pixels that it covers by half or more."""
+    """Draw one object over the picture, in place, and become the owner of the pixels that it covers by half or more."""
     height, width = owner.shape
     radius = thing.radius * min(height, width)
     x, y = thing.centre[0] * width, thing.centre[1] * height
@@ -128,12 +128,12 @@ def _paint(
 def _silhouette(
     dice: Dice, thing: SceneObject, centre: tuple[float, float], radius: float, size: tuple[int, int]
 ) -> UInt8[np.ndarray, "h4 w4"]:
-    """The object on the finer grid of its patch: _FULL inside, 0 outside; tilted by up to 15 degrees."""
-    half = dice.uniform(-0.13, 0.13)  # tangent of half the angle: cosine and sine come out of exact operations
+    """The object on the finer grid of its patch, tilted by up to 15 degrees: _FULL inside, 0 outside."""
+    half = dice.uniform(-0.13, 0.13)  # tangent of half the angle, from which exact operations give cosine and sine
     cosine, sine = (1 - half * half) / (1 + half * half), 2 * half / (1 + half * half)
     scale = _FINE * (1 << _SHIFT)
     turn = np.array([[cosine, sine], [-sine, cosine]]) * (radius * scale)
-    # cv2 counts from the middle of a pixel, hence the half.
+    # cv2 counts from the middle of a pixel, hence the half pixel.
     offset = np.array(centre) * scale - (1 << _SHIFT) // 2
     outlines = [np.rint(points @ turn + offset).astype(np.int32) for points in _POINTS[thing.shape]]
     canvas = np.zeros((size[0] * _FINE, size[1] * _FINE), np.uint8)
@@ -142,7 +142,7 @@ def _silhouette(
 
 
 def _averaged(fine: UInt8[np.ndarray, "h4 w4"]) -> Int16[np.ndarray, "h w"]:
-    """Coverage 0.._FULL of every pixel: the mean of _FULL values that are 0 or _FULL, so nothing is ever rounded."""
+    """Coverage 0.._FULL of every pixel: the mean of _FULL values that are 0 or _FULL, which needs no rounding."""
     height, width = fine.shape
     halved = cv2.resize(fine, (width // 2, height // 2), interpolation=cv2.INTER_AREA)
     return cv2.resize(halved, (width // 4, height // 4), interpolation=cv2.INTER_AREA).astype(np.int16)
@@ -165,7 +165,7 @@ def _pattern(
 
 
 def _tints(dice: Dice, colour: str) -> Int16[np.ndarray, "3 3 1 1"]:
-    """Base, accent and rim colour of one object, with a little jitter, 0..255."""
+    """Base, accent and rim colour of one object, slightly varied, 0..255."""
     gain = dice.between(54, 64)
     base = [min(255, max(0, (c * gain >> 6) + dice.between(-10, 10))) for c in _RGB[colour]]
     accent = [c * 26 >> 6 for c in base] if colour in _DARK_ACCENT else [c + 3 * (255 - c) // 4 for c in base]
@@ -176,7 +176,7 @@ def _tints(dice: Dice, colour: str) -> Int16[np.ndarray, "3 3 1 1"]:
 def _shaded(
     colour: Int16[np.ndarray, "3 h w"], radius: float, centre: tuple[float, float]
 ) -> Int16[np.ndarray, "3 h w"]:
-    """Lighter to the upper left, darker to the lower right. Takes and gives colour times coverage (up to 4080)."""
+    """Lighter to the upper left, darker to the lower right. Takes and returns colour times coverage (up to 4080)."""
     height, width = colour.shape[1:]
     x, y = np.arange(width) - int(centre[0]), np.arange(height) - int(centre[1])
     gains = np.clip(58 - 8 * np.arange(x[0] + y[0], x[-1] + y[-1] + 1) // max(1, round(radius)), 44, 64)
@@ -194,11 +194,11 @@ def _cast_shadow(
     below >>= 7
 
 
-# --- The rest of the picture ------------------------------------------------------------------------------------------
+# --- Background and light ------------------------------------------------------------------------------------------
 
 
 def _background(dice: Dice, height: int, width: int) -> Int16[np.ndarray, "3 H W"]:
-    """Two greyish tones mixed by a slope, by soft blotches, in bands, or as a chequerboard."""
+    """Two greyish tones mixed as a gradient, soft blotches, bands or a chequerboard."""
     grey = dice.between(70, 205)
     one = np.array([grey + dice.between(-14, 14) for _ in range(3)], np.int16)[:, None, None]
     kind = dice.pick(("slope", "blotches", "bands", "squares"))
@@ -218,7 +218,7 @@ def _background(dice: Dice, height: int, width: int) -> Int16[np.ndarray, "3 H W
 
 
 def _light_and_noise(dice: Dice, picture: Int16[np.ndarray, "3 H W"]) -> None:
-    """A slope of light over the whole picture and noise with a triangular distribution, in place; clipped to 0..255."""
+    """A gradient of light and noise with a triangular distribution over the picture, in place; clipped to 0..255."""
     height, width = picture.shape[1:]
     fall, a = dice.between(0, 14), dice.between(0, 64)
     x, y = (np.arange(side, dtype=np.int32) * 64 // side for side in (width, height))

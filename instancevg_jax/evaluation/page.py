@@ -91,6 +91,7 @@ class Picture:
 
     image: np.ndarray  # [H, W, 3]
     caption: str = ""
+    inside: np.ndarray | None = None  # [H2, W2, 3], shown on request, such as attention maps
 
 
 @dataclass(frozen=True)
@@ -210,13 +211,21 @@ def _table(table: Table, meanings: Mapping[str, str]) -> str:
 def _gallery(gallery: Gallery) -> str:
     if not gallery.pictures:
         return '<p class="note">none</p>'
-    figures = "".join(
-        f'<figure tabindex="0"><img loading="lazy" alt="{escape(p.caption)}" '
-        f'src="data:image/jpeg;base64,{base64.b64encode(jpeg(p.image)).decode()}">'
-        f"<figcaption>{escape(p.caption)}</figcaption></figure>"
-        for p in gallery.pictures
-    )
+    figures = "".join(map(_figure, gallery.pictures))
     return f'<div class="grid">{figures}</div>'
+
+
+def _figure(picture: Picture) -> str:
+    inside = ""
+    if picture.inside is not None:
+        inside = f"<details><summary>look inside</summary>{_embedded(picture.inside, 'attention maps and queries')}</details>"
+    caption = f"<figcaption>{escape(picture.caption)}</figcaption>"
+    return f'<figure tabindex="0">{_embedded(picture.image, picture.caption)}{caption}{inside}</figure>'
+
+
+def _embedded(image: np.ndarray, text: str) -> str:
+    data = base64.b64encode(jpeg(image)).decode()
+    return f'<img loading="lazy" alt="{escape(text)}" src="data:image/jpeg;base64,{data}">'
 
 
 def _ticks(low: Number, high: Number) -> list[float]:
@@ -297,7 +306,7 @@ filter?.addEventListener("input", () => {
   for (const figure of figures) figure.hidden = !figure.textContent.toLowerCase().includes(wanted);
 });
 for (const figure of figures) {
-  figure.addEventListener("click", () => figure.classList.toggle("large"));
+  figure.addEventListener("click", event => { if (!event.target.closest("details")) figure.classList.toggle("large"); });
   figure.addEventListener("keydown", event => { if (event.key === "Enter") figure.classList.toggle("large"); });
 }
 """
@@ -332,6 +341,7 @@ th:first-child, td:first-child { text-align:left; } th { color:var(--soft); font
 .grid { display:grid; grid-template-columns:repeat(auto-fill, minmax(min(100%, 420px), 1fr)); gap:16px; }
 figure { margin:0; cursor:zoom-in; } figure.large { grid-column:1 / -1; cursor:zoom-out; }
 img { width:100%; border-radius:6px; display:block; }
+figure summary { font-weight:400; font-size:13px; } figure details img { margin-top:6px; }
 figcaption { color:var(--soft); font-size:13px; margin-top:6px; } [hidden] { display:none; }
 svg { width:100%; max-width:760px; display:block; } svg text { font-size:12px; fill:var(--soft); }
 .end { text-anchor:end; } .middle { text-anchor:middle; } .axis { stroke:var(--line); }

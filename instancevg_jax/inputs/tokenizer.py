@@ -1,7 +1,7 @@
 """BEiT-3's token ids, on sentencepiece alone.
 
-The original reads its sentencepiece model through transformers' XLMRobertaTokenizer. What that comes to: ids 0 to 3 are
-`<s>`, `<pad>`, `</s>` and `<unk>`; every other piece is its sentencepiece id plus one; `<mask>` comes last.
+The original reads its sentencepiece model through transformers' XLMRobertaTokenizer. In effect, ids 0 to 3 are `<s>`,
+`<pad>`, `</s>` and `<unk>`; the id of every other piece is its sentencepiece id plus one; `<mask>` comes last.
 """
 
 import re
@@ -17,13 +17,13 @@ from instancevg_jax.errors import InputError
 BOS, PAD, EOS, UNK = 0, 1, 2, 3
 _SPECIAL = {"<s>": BOS, "<pad>": PAD, "</s>": EOS, "<unk>": UNK}
 _FIRST_PIECES = ("<unk>", "<s>", "</s>")
-_OFFSET = 1  # of our ids over sentencepiece's
-_LAST_FIELDS = {2, 3}  # of a model's message: trainer_spec and normalizer_spec, which follow the pieces
+_OFFSET = 1  # token id minus sentencepiece id
+_LAST_FIELDS = {2, 3}  # trainer_spec and normalizer_spec of a model, which follow the pieces
 _WIRE_BYTES = {1: 8, 5: 4}  # protobuf's wire types of fixed size
 
 
 class Tokenizer:
-    """Sentence -> padded ids. Immutable; build it with `from_file` or `from_bytes`."""
+    """Sentence -> padded token ids. Immutable; build it with `from_file` or `from_bytes`."""
 
     def __init__(self, processor: sentencepiece.SentencePieceProcessor, model_bytes: bytes) -> None:
         self._processor = processor
@@ -33,7 +33,7 @@ class Tokenizer:
 
     @classmethod
     def from_file(cls, path: str | Path) -> "Tokenizer":
-        """Read a `.spm` file. Raises InputError when it is missing, truncated, or not a model of BEiT-3's layout."""
+        """Read a `.spm` file. Raises InputError if it is missing, truncated, or not in BEiT-3's layout."""
         path = Path(path)
         if not path.is_file():
             raise InputError(f"{path}: no such file; expected a sentencepiece model")
@@ -48,7 +48,7 @@ class Tokenizer:
 
     @classmethod
     def from_bytes(cls, data: bytes, source: str) -> "Tokenizer":
-        """The same from a file's content, which may be the beginning of a model; `source` names it in errors."""
+        """Like `from_file`, from a file's content, which may be cut after some pieces. `source` names it in errors."""
         processor = sentencepiece.SentencePieceProcessor()
         try:
             processor.LoadFromSerializedProto(data)
@@ -61,19 +61,19 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids: the largest one, of `<mask>`, plus one."""
+        """Number of ids. The largest one is that of `<mask>`."""
         return self._special["<mask>"] + 1
 
     @property
     def model_bytes(self) -> bytes:
-        """The sentencepiece model as it was read, to be stored beside a checkpoint."""
+        """The sentencepiece model as it was read, to be stored in a checkpoint."""
         return self._model_bytes
 
     def encode(self, text: str, max_tokens: int) -> tuple[Int32[np.ndarray, " L"], Bool[np.ndarray, " L"]]:
-        """Ids of a cleaned sentence (see `text.clean_expression`), padded to `max_tokens`, and which are real.
+        """Token ids of a cleaned sentence (see `text.clean_expression`), padded to `max_tokens`, and which are real.
 
         At most `max_tokens - 2` pieces are kept, between BOS and EOS. Special tokens written in the sentence ("<unk>")
-        are taken as such, as the original's tokenizer does. Raises InputError where not one piece comes out.
+        are taken as such, as in the original's tokenizer. Raises InputError if the sentence has no pieces.
         """
         if max_tokens < 3:
             raise InputError(f"max_tokens is {max_tokens}; expected at least 3, for one piece between BOS and EOS")
@@ -85,7 +85,7 @@ class Tokenizer:
         return ids, np.arange(max_tokens) < len(pieces) + 2
 
     def num_pieces(self, text: str) -> int:
-        """How many tokens a cleaned sentence has before it is cut, BOS and EOS not counted."""
+        """Number of tokens of a cleaned sentence before it is truncated, without BOS and EOS."""
         return len(self._piece_ids(text))
 
     def knows(self, text: str) -> bool:
@@ -104,7 +104,7 @@ class Tokenizer:
         return "".join(pieces).replace("▁", " ").strip()
 
     def _piece_ids(self, text: str) -> list[int]:
-        """Sentencepiece runs on the stretches between special tokens; `<mask>` swallows the white space before it."""
+        """Sentencepiece runs on the text between special tokens; `<mask>` includes the white space before it."""
         ids: list[int] = []
         for part in self._split.split(text):
             special = self._special.get(part.lstrip() if part.endswith("<mask>") else part)
@@ -116,7 +116,7 @@ class Tokenizer:
 
 
 def _fields(data: bytes) -> set[int]:
-    """The numbers of the fields at the top of a protobuf message that has been parsed before."""
+    """The field numbers at the top level of a protobuf message that is known to be valid."""
     fields, at = set(), 0
     while at < len(data):
         tag, at = _varint(data, at)
@@ -133,7 +133,7 @@ def _fields(data: bytes) -> set[int]:
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """A protobuf integer and the position behind it."""
+    """A protobuf integer and the position after it."""
     value = shift = 0
     while True:
         value |= (data[at] & 127) << shift

@@ -4,14 +4,13 @@ block, and each kind has its own copy ("expert") of every weight.
 Source: Wang et al. 2022, arXiv:2208.10442; torchscale 0.3.0; the original's models/vis_encs/beit.
 """
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from instancevg_jax.config import ModelConfig
-from instancevg_jax.models import layers
+from instancevg_jax.models import fast, layers
 
 UNUSED_POSITIONS = 2  # both position tables start at row 2, as fairseq's do
 
@@ -43,8 +42,7 @@ class Expert(nnx.Module):
 
     def mlp(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
         """The second residual branch."""
-        x = jax.nn.gelu(self.fc1(self.mlp_norm(x)), approximate=False)
-        return self.fc2(self.mlp_inner_norm(x))
+        return self.fc2(self.mlp_inner_norm.after_gelu(self.fc1(self.mlp_norm(x))))
 
 
 class MultiwayBlock(nnx.Module):
@@ -67,8 +65,7 @@ class MultiwayBlock(nnx.Module):
         batch, split = vision.shape[:2]
         parts = zip(self.vision.qkv(vision), self.text.qkv(text), strict=True)
         query, key, value = (jnp.concatenate(pair, axis=1) for pair in parts)
-        weights = layers.attention_weights(query, key, key_mask).astype(value.dtype)
-        attended = jnp.einsum("bnqs,bsnd->bqnd", weights, value).reshape(batch, query.shape[1], -1)
+        attended = fast.attention(query, key, value, key_mask).reshape(batch, query.shape[1], -1)
         scale = layers.drop_path_scale(batch, self.drop_path, rngs, vision.dtype)
         vision = vision + scale * self.vision.attention_out(attended[:, :split])
         text = text + scale * self.text.attention_out(attended[:, split:])

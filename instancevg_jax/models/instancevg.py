@@ -9,6 +9,7 @@ from instancevg_jax.config import ModelConfig
 from instancevg_jax.models import layers
 from instancevg_jax.models.beit3 import BEiT3
 from instancevg_jax.models.deformable import DeformableDecoder
+from instancevg_jax.models.initialization import draw_official
 from instancevg_jax.models.pyramid import FeaturePyramid, UNetDecoder
 from instancevg_jax.models.queries import InstanceQueries
 from instancevg_jax.models.resize import resize_bilinear
@@ -41,6 +42,8 @@ class InstanceVG(nnx.Module):
         self.box_head.layers[-1].bias = nnx.Param(jnp.array([0.0, 0.0, -2.0, -2.0]))  # boxes start small
         self.global_mask_head = layers.Linear(width, 1, rngs=rngs)
         self.existence_head = layers.MLP((width, width, width, 2), rngs=rngs)
+        if config.initialization == "official":
+            draw_official(self, rngs.params())
 
     def __call__(
         self,

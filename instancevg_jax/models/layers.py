@@ -17,6 +17,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
+from instancevg_jax.models import fast
+from instancevg_jax.models.fast import wide, wide_dtype
+
 Value = TypeVar("Value")
 DTYPES = {
     "float32": jnp.float32,
@@ -29,16 +32,6 @@ REMAT: dict[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
     "blocks": nnx.remat,
     "dots": functools.partial(nnx.remat, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable),
 }
-
-
-def wide_dtype(x: Array) -> jnp.dtype:
-    """The dtype of sums, softmax, coordinates and outputs where activations have x's: float32 at least."""
-    return jnp.promote_types(x.dtype, jnp.float32)
-
-
-def wide(x: Array) -> Array:
-    """x in its `wide_dtype`."""
-    return x.astype(wide_dtype(x))
 
 
 class Linear(nnx.Linear):
@@ -68,11 +61,13 @@ class LayerNorm(nnx.Module):
         self.eps = eps
 
     def __call__(self, x: Float[Array, "... C"]) -> Float[Array, "... C"]:
-        flat = wide(x.reshape(-1, x.shape[-1]))
-        centred = flat - flat.mean(-1, keepdims=True)
-        variance = jnp.square(centred).mean(-1, keepdims=True)
-        flat = centred * jax.lax.rsqrt(variance + self.eps) * self.scale[...] + self.bias[...]
-        return flat.reshape(x.shape).astype(x.dtype)
+        flat = x.reshape(-1, x.shape[-1])
+        return fast.layer_norm(flat, self.scale[...], self.bias[...], self.eps).reshape(x.shape)
+
+    def after_gelu(self, x: Float[Array, "... C"]) -> Float[Array, "... C"]:
+        """The normalized GELU of x, with less to keep for the backward pass than two calls."""
+        flat = x.reshape(-1, x.shape[-1])
+        return fast.gelu_layer_norm(flat, self.scale[...], self.bias[...], self.eps).reshape(x.shape)
 
 
 class Conv3x3(nnx.Module):
@@ -83,38 +78,7 @@ class Conv3x3(nnx.Module):
         self.kernel = nnx.Param(init(rngs.params(), (3, 3, in_width, width)))
 
     def __call__(self, x: Float[Array, "B h w A"]) -> Float[Array, "B h w Z"]:
-        return _conv3x3(x, self.kernel[...].astype(x.dtype))
-
-
-def _convolve(x: Array, kernel: Array) -> Array:
-    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-
-
-@jax.custom_vjp
-def _conv3x3(x: Array, kernel: Array) -> Array:
-    """A convolution whose gradient by the kernel is one matrix product on CPU, where XLA's own is slow."""
-    return _convolve(x, kernel)
-
-
-def _conv3x3_backward(saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
-    x, kernel = saved
-    (grad_x,) = jax.vjp(lambda x: _convolve(x, kernel), x)[1](grad)
-
-    def product(x, grad):
-        columns, rows = jnp.pad(x, ((0, 0), (0, 0), (1, 1), (0, 0))), jnp.pad(grad, ((0, 0), (1, 1), (0, 0), (0, 0)))
-        height, width = x.shape[1:3]
-        x_shifted = jnp.concatenate([columns[:, :, j : j + width] for j in (0, 1, 2)], axis=-1)
-        grad_shifted = jnp.concatenate([rows[:, i : i + height] for i in (2, 1, 0)], axis=-1)
-        flat = x_shifted.reshape(-1, x_shifted.shape[-1]).T @ grad_shifted.reshape(-1, grad_shifted.shape[-1])
-        return flat.reshape(3, x.shape[-1], 3, grad.shape[-1]).transpose(2, 0, 1, 3)
-
-    def convolution(x, grad):
-        return jax.vjp(lambda kernel: _convolve(x, kernel), kernel)[1](grad)[0]
-
-    return grad_x, jax.lax.platform_dependent(x, grad, cpu=product, default=convolution)
-
-
-_conv3x3.defvjp(lambda x, kernel: (_convolve(x, kernel), (x, kernel)), _conv3x3_backward)
+        return fast.conv3x3(x, self.kernel[...].astype(x.dtype))
 
 
 class BatchNorm(nnx.Module):
@@ -132,16 +96,16 @@ class BatchNorm(nnx.Module):
         self.eps = eps
 
     def __call__(self, x: Float[Array, "B h w C"], *, train: bool) -> Float[Array, "B h w C"]:
-        flat = wide(x.reshape(-1, x.shape[-1]))
+        flat = x.reshape(-1, x.shape[-1])
+        scale, bias = self.scale[...], self.bias[...]
         if train:
-            mean = flat.mean(0)
-            variance = jnp.square(flat - mean).mean(0)
+            flat, mean, variance = fast.batch_norm(flat, scale, bias, self.eps)
+            # set_value: writing by [...] searches the whole trace for the origin of the value, several seconds in all
             unbiased = variance * (flat.shape[0] / max(flat.shape[0] - 1, 1))
-            self.mean[...] = (1 - self.momentum) * self.mean[...] + self.momentum * mean
-            self.variance[...] = (1 - self.momentum) * self.variance[...] + self.momentum * unbiased
+            self.mean.set_value((1 - self.momentum) * self.mean[...] + self.momentum * mean)
+            self.variance.set_value((1 - self.momentum) * self.variance[...] + self.momentum * unbiased)
         else:
-            mean, variance = self.mean[...], self.variance[...]
-        flat = (flat - mean) * jax.lax.rsqrt(variance + self.eps) * self.scale[...] + self.bias[...]
+            flat = (wide(flat) - self.mean[...]) * jax.lax.rsqrt(self.variance[...] + self.eps) * scale + bias
         return flat.reshape(x.shape).astype(x.dtype)
 
 

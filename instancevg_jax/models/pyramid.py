@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from instancevg_jax.models import layers
+from instancevg_jax.models import fast, layers
 from instancevg_jax.models.resize import resize_bilinear
 
 
@@ -54,7 +54,7 @@ class FeaturePyramid(nnx.Module):
 
     def __call__(self, x: Float[Array, "B h w C"]) -> list[Float[Array, "B _h _w C"]]:
         """Levels from fine to coarse; the coarsest floors odd sizes."""
-        up4 = jax.nn.gelu(self.up4_norm(self.up4_first(x)), approximate=False)
+        up4 = fast.gelu(self.up4_norm(self.up4_first(x)))
         inputs = (self.up4_second(up4), self.up2(x), x, nnx.max_pool(x, window_shape=(2, 2), strides=(2, 2)))
         return [level(y) for level, y in zip(self.levels, inputs, strict=True)]
 

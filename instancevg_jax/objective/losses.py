@@ -1,8 +1,8 @@
-"""The training loss: detection terms per decoder layer, masks, the point map, and whether anything is meant.
+"""The training loss: detection terms per decoder layer, masks, the point map, and whether the sentence refers to anything.
 
 Every mean and every normalization runs over the whole batch, so a batch sharded over devices gives the same numbers
-as one device. What is divided by (`Counts`) depends on the targets alone, so the losses of a batch's parts, each
-divided by the counts of the whole, sum up to the loss of the whole. A mean over nothing is 0, with gradient 0.
+as one device. The divisors (`Counts`) depend on the targets only, so the losses of a batch's parts, each divided by the
+counts of the whole batch, sum up to the loss of the whole. A mean over nothing is 0, with gradient 0.
 Sources: paper, section 3.4; core/criterion/criterion.py, models/losses/segloss.py and `forward_train` of
 models/heads/uni_gref_deformable_head.py of the original.
 """
@@ -19,12 +19,16 @@ from instancevg_jax.objective.matching import match
 from instancevg_jax.types import Array, Matches, Outputs, Targets
 
 Terms = dict[str, Float[Array, ""]]
-LOSS_GROUPS = ("detection", "masks", "no_target")  # the weighted groups of terms, which sum up to the loss
+LOSS_GROUPS = (
+    "detection",
+    "masks",
+    "no_target",
+)  # the weighted parts that sum up to the loss, as `total_loss` names them
 
 
 @struct.dataclass
 class Counts:
-    """What the terms are divided by: float32 scalars over a whole batch."""
+    """The divisors of the terms: float32 scalars over a whole batch."""
 
     examples: Array
     boxes: Array  # valid targets, those in excess of Q included
@@ -34,7 +38,7 @@ class Counts:
 
 
 def count(targets: Targets, num_queries: int, config: LossConfig) -> Counts:
-    """The counts of a batch. A matching gives a target to min(targets, Q) queries of each example, whatever it chooses."""
+    """The counts of a batch. Any matching gives a target to min(targets, Q) queries of each example."""
     valid = targets.valid.sum(-1)
     matched = jnp.minimum(valid, num_queries).sum()
     examples = valid.shape[0]
@@ -57,12 +61,12 @@ def total_loss(
 ) -> tuple[Float[Array, ""], Terms]:
     """The scalar to minimize, and its parts as float32 scalars.
 
-    `matches` defaults to `match(outputs, targets, config)`. `counts` defaults to those of `targets`; where these are
-    a part of a batch, give the counts of the whole: the results then sum up to the whole's.
+    `matches` defaults to `match(outputs, targets, config)`. `counts` defaults to those of `targets`; for a part of a batch, pass
+    the counts of the whole batch, so that the results of the parts sum up to those of the whole.
 
-    Parts before any weight: `class`, `boxes`, `giou` of the last layer and with `_0`, `_1`, ... of the earlier ones;
+    Unweighted terms: `class`, `boxes`, `giou` of the last layer and with `_0`, `_1`, ... of the earlier ones;
     `positive_dice`, `positive_bce` (matched queries), `negative_dice`, `negative_bce` (the others), `global_dice`,
-    `global_bce`, `point_map_dice`, `point_map_bce`, `no_target_ce`. Weighted groups, which sum up to the loss: `LOSS_GROUPS`.
+    `global_bce`, `point_map_dice`, `point_map_bce`, `no_target_ce`. The weighted groups of `LOSS_GROUPS` sum up to the loss.
     """
     outputs = jax.tree.map(lambda x: x.astype(jnp.float32), outputs)
     if matches is None:
@@ -72,20 +76,14 @@ def total_loss(
     target_index, matched = queries_to_targets(matches, outputs.boxes.shape[2])
 
     terms = detection_terms(outputs, targets, target_index, matched, config, counts)
-    detection = config.detection * sum(
-        weight * terms[name] for name, weight in _detection_weights(outputs.boxes.shape[0], config).items()
-    )
-    parts = mask_terms(outputs, targets, target_index[-1], matched[-1], counts)
-    masks = _masks_total(parts, config)
-    parts["no_target_ce"] = no_target_cross_entropy(outputs.existence_logits, targets.valid, config, counts)
-    no_target = config.no_target * parts["no_target_ce"]
-    return detection + masks + no_target, terms | parts | dict(
-        zip(LOSS_GROUPS, (detection, masks, no_target), strict=True)
-    )
+    terms |= mask_terms(outputs, targets, target_index[-1], matched[-1], counts)
+    terms["no_target_ce"] = no_target_cross_entropy(outputs.existence_logits, targets.valid, config, counts)
+    groups = _group(terms, outputs.boxes.shape[0], config)
+    return sum(groups[name] for name in LOSS_GROUPS), terms | groups
 
 
 def queries_to_targets(matches: Matches, num_queries: int) -> tuple[Int[Array, "K B Q"], Bool[Array, "K B Q"]]:
-    """The matching seen from the queries: each query's target (0 where it has none), and whether it has one."""
+    """The matching by query: the index of each query's target (0 where it has none), and whether it has one."""
     pairs = (matches.query_index[..., None] == jnp.arange(num_queries)) & matches.matched[..., None]  # [K, B, T, Q]
     return jnp.argmax(pairs, axis=-2), pairs.any(axis=-2)
 
@@ -100,9 +98,9 @@ def detection_terms(
 ) -> Terms:
     """Class, box and GIoU terms of every layer, unweighted, named as in `total_loss`.
 
-    Class: two-way cross entropy, a mean in which a query without a target weighs `no_object_weight`. Boxes: L1 and 1
-    - GIoU summed over pairs, divided by the number of targets in the batch (at least 1), targets in excess of Q
-    included.
+    Class: two-way cross entropy, averaged with weight `no_object_weight` for queries without a target. Boxes: L1 and
+    1 - GIoU, summed over matched pairs and divided by the number of targets in the batch (targets beyond the Q matched
+    ones included).
     """
     nll = -jax.nn.log_softmax(outputs.class_logits)
     nll = jnp.where(matched, nll[..., 0], nll[..., 1])
@@ -159,7 +157,7 @@ def mask_terms(
 def no_target_cross_entropy(
     existence_logits: Float[Array, "B 2"], valid: Bool[Array, "B T"], config: LossConfig, counts: Counts
 ) -> Float[Array, ""]:
-    """Two-way cross entropy, weighted by class; a sentence without a valid target is of class 1."""
+    """Two-way cross entropy, weighted by class; an example without a valid target has class 1."""
     empty = ~valid.any(axis=-1)
     nll = -jax.nn.log_softmax(existence_logits)
     exists_weight, empty_weight = config.no_target_class_weights
@@ -181,7 +179,7 @@ def bce_loss(logits: Float[Array, "*n H W"], target: Bool[Array, "*n H W"]) -> F
 
 
 def resize_nearest(mask: Bool[Array, "B H W"], size: tuple[int, int]) -> Bool[Array, "B h w"]:
-    """Pixel floor(i * H / h) for row i, and so for columns: torch's `interpolate(mode="nearest")`."""
+    """Row i is row floor(i * H / h) of the input, and likewise for columns: torch's `interpolate(mode="nearest")`."""
     rows, columns = (
         np.floor(np.arange(new, dtype=np.float32) * np.float32(old / new)).astype(np.int32)
         for old, new in zip(mask.shape[1:], size, strict=True)
@@ -190,7 +188,7 @@ def resize_nearest(mask: Bool[Array, "B H W"], size: tuple[int, int]) -> Bool[Ar
 
 
 def _rows(array: Array, index: Int[Array, "*n"]) -> Array:
-    """Of one example; by vmap, unlike by an index of the batch, XLA knows that no device needs another's examples."""
+    """Rows of one example. Under vmap XLA knows that no device needs another device's examples; with a batch index it does not."""
     return array[index]
 
 
@@ -200,16 +198,21 @@ def _detection_weights(num_layers: int, config: LossConfig) -> dict[str, float]:
     return last | {f"{name}_{layer}": weight for layer in range(num_layers - 1) for name, weight in earlier.items()}
 
 
-def _masks_total(terms: Terms, config: LossConfig) -> Float[Array, ""]:
-    def weighted(name: str) -> Float[Array, ""]:
+def _group(terms: Terms, num_layers: int, config: LossConfig) -> Terms:
+    """The weighted sums named in `LOSS_GROUPS`, from unweighted terms."""
+
+    def masks(name: str) -> Float[Array, ""]:
         return config.dice * terms[f"{name}_dice"] + config.bce * terms[f"{name}_bce"]
 
-    return (
-        weighted("positive")
-        + config.negative_masks * weighted("negative")
-        + weighted("global")
-        + config.point_map * weighted("point_map")
-    )
+    weights = _detection_weights(num_layers, config)
+    return {
+        "detection": config.detection * sum(weight * terms[name] for name, weight in weights.items()),
+        "masks": masks("positive")
+        + config.negative_masks * masks("negative")
+        + masks("global")
+        + config.point_map * masks("point_map"),
+        "no_target": config.no_target * terms["no_target_ce"],
+    }
 
 
 def _divide(total: Float[Array, "*n"], by: Float[Array, ""]) -> Float[Array, "*n"]:

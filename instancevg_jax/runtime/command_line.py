@@ -105,8 +105,8 @@ def override(config: Config, arguments: Sequence[str]) -> Config:
     """The config with `--config.section.field=value` applied. Raises InputError as `parse` does."""
     _check_fields(arguments, config)
     values, command = flags.FlagValues(), ["command", *arguments]
-    config_flags.DEFINE_config_dataclass("config", config, flag_values=values, sys_argv=command)
     try:
+        config_flags.DEFINE_config_dataclass("config", config, flag_values=values, sys_argv=command)
         values(command)
     except flags.Error as error:
         raise InputError(" ".join(str(error).split())) from error

@@ -257,6 +257,55 @@ def test_instancevg_of_another_picture_size(tmp_path, monkeypatch, options, caps
     assert np.array_equal(model.backbone.vision_positions[...], resize_positions(state[key], (4, 4), (2, 8)))
 
 
+def test_overrides(tmp_path, monkeypatch, options):
+    """Official weights at another picture size in one command."""
+    writer.write_checkpoint(tmp_path / "x.pth", oracle.state("tiny"))
+    command_words = ["instancevg", tmp_path / "x.pth", tmp_path / "dir", *options]
+    size = ["--config.model.image_height=96", "--config.model.image_width=32"]
+    run(monkeypatch, *command_words, *size, "--config.eval.score_threshold=0.5")
+    model, config = load_model(tmp_path / "dir")
+    assert (config.model.image_height, config.model.image_width, config.eval.score_threshold) == (96, 32, 0.5)
+    assert model.backbone.vision_positions.shape == (3 + 6 * 2, 64)
+    for word, says in (
+        ("--config.model.image_heigt=96", "unknown config field: .*image_heigt"),
+        ("--config.model.image_height=much", "image_height=much: invalid literal"),
+        ("--config.model.image_height=90", "model.image_height is 90, model.patch_size 16; expected a multiple"),
+        ("--config.eval.task=x", "eval.task is 'x'; expected one of gres"),
+    ):
+        with pytest.raises(InputError, match=says):
+            run(monkeypatch, *command_words, word)
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "export", tmp_path / "dir", tmp_path / "y.pth", *size)
+
+
+def test_what_a_wrapper_saved_is_converted(tmp_path, monkeypatch, options):
+    state = oracle.state("tiny")
+    wrapped = {f"model._orig_mod.net.module.{key}": value for key, value in state.items()}
+    writer.write_checkpoint(tmp_path / "last.ckpt", wrapped)
+    run(monkeypatch, "instancevg", tmp_path / "last.ckpt", tmp_path / "dir", *options)
+    assert np.array_equal(load_model(tmp_path / "dir")[0].text_proj.kernel[...], state["head.lan_embedding.weight"].T)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[:-9] + bytes([data[-9] ^ 1]) + data[-8:],
+        lambda data: data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 255]) + data[len(data) // 2 + 1 :],
+        lambda data: data[: len(data) // 2],
+        lambda data: data.replace(b"mask_token", b"mosk_token"),
+        lambda data: data.replace(b"mask_token", b"mosk_token", 1),
+        lambda data: b"",
+        lambda data: b"nonsense",
+    ],
+)
+def test_damaged_leftovers_are_one_line(tmp_path, damage):
+    path = tmp_path / export.LEFT_OUT_FILE
+    path.write_bytes(damage(export.pack(export.unused_tensors(Config(model=configs.tiny())))))
+    with pytest.raises(InputError, match=r"original_only\.npz: cannot be read") as error:
+        export.kept_tensors(path, Config(model=configs.tiny()))
+    assert "\n" not in str(error.value)
+
+
 def test_tokenizer_of_another_model_is_refused(tmp_path, monkeypatch, options):
     """The embedded data set's has 64 ids, fewer than the model's rows: every sentence would be read wrongly."""
     writer.write_checkpoint(tmp_path / "x.pth", oracle.state("tiny"))

@@ -10,7 +10,6 @@ import sys
 import threading
 import zipfile
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -85,10 +84,10 @@ def test_safetensors_and_an_unpacked_archive(folder):
     with zipfile.ZipFile(folder / "tiny.pth") as file:
         file.extractall(folder / "unpacked")
     (folder / "unpacked" / "beit3.spm").write_bytes((folder / "beit3.spm").read_bytes())
-    expected, _ = load_model(local_checkpoint(folder / "tiny.pth", config=TINY))
+    expected = oracle.state("tiny")["head.bbox_embed.0.layers.0.weight"].T
     for name in ("model.safetensors", "unpacked/archive"):
         model, _ = load_model(local_checkpoint(folder / name, config=TINY))
-        assert np.array_equal(model.box_head.layers[0].kernel[...], expected.box_head.layers[0].kernel[...])
+        assert np.array_equal(model.box_head.layers[0].kernel[...], expected)
 
 
 def test_a_backbone_is_a_checkpoint_to_start_from(folder):
@@ -148,10 +147,8 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
     content = b""
     commit = "0" * 40
-    requests: ClassVar[list[str]] = []
 
     def do_GET(self):
-        self.requests.append(self.path)
         if "/api/models/" in self.path:
             files = [{"rfilename": name} for name in (".gitattributes", "gres/run/Tiny.pth")]
             entries = [{"type": "file", "path": file["rfilename"], "size": 1, "oid": "0" * 40} for file in files]
@@ -182,7 +179,6 @@ class Hub(http.server.BaseHTTPRequestHandler):
 def server():
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as running:
         threading.Thread(target=running.serve_forever, daemon=True).start()
-        Hub.requests.clear()
         yield f"http://127.0.0.1:{running.server_address[1]}"
         running.shutdown()
 
@@ -211,10 +207,7 @@ def test_a_known_name_is_downloaded_once(folder, tmp_path, cache, server):
     directory = Path(first.stdout.strip())
     digest = hashlib.sha256(Hub.content).hexdigest()
     assert load_provenance(directory)["sha256"] == digest == (cache / "tiny.sha256").read_text()
-    asked = len(Hub.requests)
-    assert ask(folder, tmp_path, server).stdout == first.stdout
-    assert len(Hub.requests) == asked  # from the cache, without a question
-    assert ask(folder, tmp_path, "http://127.0.0.1:9").stdout == first.stdout
+    assert ask(folder, tmp_path, "http://127.0.0.1:9").stdout == first.stdout  # from the cache, without a question
 
     for name in ("params", "provenance.json"):
         (directory / name).rename(tmp_path / name)

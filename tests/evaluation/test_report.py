@@ -67,9 +67,17 @@ def test_pictures_are_embedded(tmp_path: Path):
     )
     assert "IoU > 0.9" in text
     assert re.search(r"Failures\s+none", text)
+    assert "<details>" not in html
     (data,) = re.findall(r"data:image/jpeg;base64,([^\"]+)", html)
     decoded = cv2.imdecode(np.frombuffer(base64.b64decode(data), np.uint8), cv2.IMREAD_COLOR_RGB)
     assert np.abs(decoded.astype(int) - image).max() < 10
+
+
+def test_a_look_inside(tmp_path: Path):
+    image = np.zeros((8, 8, 3), np.uint8)
+    html, text = written(tmp_path / "r.html", Gallery("Failures", [Picture(image, "wrong", inside=image)]))
+    assert "look inside" in text
+    assert html.count("data:image/jpeg") == 2
 
 
 def test_lines_scale_to_the_plot(tmp_path: Path):

@@ -128,7 +128,7 @@ def test_a_state_saved_on_eight_devices_goes_on_on_one(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_signal_to_one_of_two_processes_ends_both_after_the_same_step(tmp_path):
-    """Both end well, and the run goes on from the state that they saved."""
+    """Both exit with status 0, and the run resumes from the state that they saved."""
     arguments = ("--config.train.num_steps=24",)
     running = launch(tmp_path, 2, *arguments, processes=2)
     assert running[0].stdout is not None
@@ -136,10 +136,10 @@ def test_a_signal_to_one_of_two_processes_ends_both_after_the_same_step(tmp_path
         if line.startswith("step 4/"):
             running[1].send_signal(signal.SIGTERM)
             break
-    said = running[0].communicate()[0]
+    printed = running[0].communicate()[0]
     running[1].communicate()
     assert [process.returncode for process in running] == [0, 0]
-    assert "stopped by a signal" in said
+    assert "stopped by a signal" in printed
     stopped = max(int(path.name) for path in (tmp_path / "state").iterdir())
     assert 4 <= stopped < 24
     lines = train(tmp_path, 2, *arguments, processes=2)

@@ -67,9 +67,9 @@ def test_sigterm_saves_and_ends_well_and_the_rest_is_bit_equal(tmp_path):
         if line.startswith("step 4/"):
             process.send_signal(signal.SIGTERM)
             break
-    said = process.stdout.read()
+    printed = process.stdout.read()
     assert process.wait() == 0
-    assert "stopped by a signal" in said
+    assert "stopped by a signal" in printed
     stopped = newest(parts)
     assert 4 <= stopped < 40
     train.main([*FAST, *more, *arguments(parts, 40)])
@@ -85,9 +85,9 @@ def test_sigterm_during_an_evaluation_ends_it_and_it_is_made_later(tmp_path):
     process = subprocess.Popen([*COMMAND, *more, *arguments(tmp_path, 4)], stdout=subprocess.PIPE, text=True)
     wait_for(tmp_path / "checkpoint", process)
     process.send_signal(signal.SIGTERM)
-    said = process.communicate()[0]
+    printed = process.communicate()[0]
     assert process.returncode == 0
-    assert "stopped by a signal; the same command resumes from step 2" in said
+    assert "stopped by a signal; the same command resumes from step 2" in printed
     train.main([*FAST, "--config.train.eval_every=2", *arguments(tmp_path, 4)])
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if row["group"] == "val" and "model" not in row] == [2, 4]
@@ -145,7 +145,7 @@ def newest(workdir: Path) -> int:
 
 
 def test_a_full_disk_is_one_line_and_earlier_states_stay(tmp_path):
-    """The limit on a file's size stands in for the disk's: the write fails half-way in the background."""
+    """A limit on file sizes in place of a full disk: the write fails half-way in the background."""
     train.main([*FAST, *arguments(tmp_path / "run", 2)])
     limited = f"ulimit -f 60; exec {' '.join(COMMAND)} {' '.join(arguments(tmp_path / 'run', 4))}"
     result = subprocess.run(["bash", "-c", limited], capture_output=True, text=True, check=False)

@@ -59,16 +59,16 @@ def test_adam_with_amsgrad_and_groups_as_torch():
 def test_schedule_by_epoch():
     """Warm-up over the first epochs, then the decay, which bites one epoch before its number (counted from 0)."""
     rate = schedule(OptimConfig(warmup_epochs=3, decay_epochs=(15,)), steps_per_epoch=10, num_steps=200)
-    told = [float(rate(jnp.int32(10 * epoch + 9))) / 5e-4 for epoch in (0, 1, 2, 3, 13, 14, 19)]
-    np.testing.assert_allclose(told, [0.25, 0.5, 0.75, 1, 1, 0.1, 0.1], rtol=1e-6)
+    factors = [float(rate(jnp.int32(10 * epoch + 9))) / 5e-4 for epoch in (0, 1, 2, 3, 13, 14, 19)]
+    np.testing.assert_allclose(factors, [0.25, 0.5, 0.75, 1, 1, 0.1, 0.1], rtol=1e-6)
 
 
 def test_schedule_by_step():
     """The same rule with steps for epochs: nothing depends on the data set's size."""
     config = OptimConfig(schedule="piecewise", warmup_steps=3, decay_steps=(15, 18), decay_factor=0.5)
     rate = schedule(config, steps_per_epoch=1000, num_steps=20)
-    told = [float(rate(jnp.int32(step))) / 5e-4 for step in (0, 1, 2, 3, 13, 14, 17, 19)]
-    np.testing.assert_allclose(told, [0.25, 0.5, 0.75, 1, 1, 0.5, 0.25, 0.25], rtol=1e-6)
+    factors = [float(rate(jnp.int32(step))) / 5e-4 for step in (0, 1, 2, 3, 13, 14, 17, 19)]
+    np.testing.assert_allclose(factors, [0.25, 0.5, 0.75, 1, 1, 0.5, 0.25, 0.25], rtol=1e-6)
 
 
 def tree() -> dict:

@@ -68,8 +68,8 @@ def test_a_damaged_state_is_named_and_the_one_before_taken(tmp_path, capsys, dam
         assert found is not None
         assert found[2] == 1
         states.save(2, found[0], DATA)
-    said = capsys.readouterr().out
-    assert f"{tmp_path / 'state' / '2'} is damaged" in said
+    printed = capsys.readouterr().out
+    assert f"{tmp_path / 'state' / '2'} is damaged" in printed
     assert (tmp_path / "damaged" / "2.0").is_dir()
     assert (tmp_path / "state" / "2").is_dir()
 

@@ -84,9 +84,11 @@ def test_bfloat16_computes_in_it_and_answers_in_float32():
     model = nnx.merge(*small.network(small.config(compute_dtype="bfloat16")))
     batch = small.batch(4)
     inputs = batch.images, batch.token_ids, batch.token_mask
-    told = jax.eval_shape(lambda: model.forward(*inputs, train=False))
-    assert {leaf.dtype for leaf in jax.tree.leaves(told[0])} == {jnp.dtype("float32")}
-    assert {told[1][name].dtype for name in ("text", "image", "queries", "states", "pixels")} == {jnp.dtype("bfloat16")}
+    shapes = jax.eval_shape(lambda: model.forward(*inputs, train=False))
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes[0])} == {jnp.dtype("float32")}
+    assert {shapes[1][name].dtype for name in ("text", "image", "queries", "states", "pixels")} == {
+        jnp.dtype("bfloat16")
+    }
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(model))} == {jnp.dtype("float32")}
     half, full = jax.jit(lambda: (model(*inputs), expected(*inputs)))()
     np.testing.assert_allclose(half.point_map, full.point_map, atol=0.02)

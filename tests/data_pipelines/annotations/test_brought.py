@@ -308,9 +308,7 @@ def test_an_annotation_of_no_picture_is_listed_and_costs_no_other(tmp_path: Path
     content["annotations"].append(annotation(id=9, image_id=6))
     problems = Problems(keep=True)
     assert len(read(write(tmp_path / "a.json", content), problems, captions="categories")) == 2
-    assert problems.found == [
-        Problem("a.json annotations[3]", "annotations[3].image_id is 6; no readable image has this id")
-    ]
+    assert problems.found == [Problem("a.json annotations[3]", "image_id is 6; no readable image has this id")]
 
 
 def test_captions_with_a_broken_object_are_dropped_whole(tmp_path: Path):

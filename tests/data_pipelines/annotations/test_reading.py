@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from data_pipelines import masks
-from data_pipelines.annotations import jsonl, reading, safe_pickle
+from data_pipelines.annotations import jsonl, reading
 from data_pipelines.annotations.problems import Problems
+from data_pipelines.annotations.source import Source
 from data_pipelines.records import RLE, Instance, Record, by_split, most_objects, units
 from instancevg_jax.errors import InputError
 from tests import oracle
@@ -141,7 +142,7 @@ def test_plain_pickles_load_as_they_are(tmp_path: Path):
     content = [{"a": (1, 2.5, None, True), "b": {"x"}, "c": b"d"}]
     for protocol in (0, 2, 4, 5):
         (tmp_path / "p").write_bytes(pickle.dumps(content if protocol > 2 else content[0]["a"], protocol=protocol))
-        assert safe_pickle.load(tmp_path / "p") == (content if protocol > 2 else content[0]["a"])
+        assert Source(tmp_path / "p").load_pickle() == (content if protocol > 2 else content[0]["a"])
 
 
 def test_coco_with_captions(tmp_path: Path):
@@ -354,7 +355,7 @@ def test_kept_problems_leave_the_other_records(tmp_path: Path):
     (record,) = reading.read(write(tmp_path / "instance.json", {"val": entries}), problems)
     assert record.expressions == ("a",)
     assert [where for where, _ in problems.found] == [f"instance.json val[{i}]" for i in (0, 2, 3)]
-    assert problems.found[0][1] == "val[0].expressions is []; expected a string or a list of strings"
+    assert problems.found[0][1] == "expressions is []; expected a string or a list of strings"
 
 
 def test_a_missing_file_is_an_error(tmp_path: Path):

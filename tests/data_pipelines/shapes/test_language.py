@@ -15,7 +15,7 @@ from data_pipelines.shapes.dataset import (
     MAX_TOKENS,
     SPLITS,
     TOKENIZER_PATH,
-    Description,
+    Scene,
     SceneObject,
     ShapesDataset,
 )
@@ -28,7 +28,7 @@ COUNTS = {"basic": (2, 4), "full": (3, 8), "outlines": (2, 4)}
 
 
 @pytest.fixture(scope="module")
-def drawn() -> list[Description]:
+def drawn() -> list[Scene]:
     """8,000 examples of every level, without pictures."""
     return [ShapesDataset("train", level).describe(i) for level in LEVELS for i in range(8_000)]
 
@@ -138,7 +138,7 @@ def test_resolve_refuses_ambiguous_scenes() -> None:
     assert resolve(left, (thing("red", "circle", 0.75, 0.1), blue)) is None
 
 
-def test_none_is_as_likely_for_every_word_and_template(drawn: list[Description]) -> None:
+def test_none_is_as_likely_for_every_word_and_template(drawn: list[Scene]) -> None:
     """P(none) is 1/3 whatever is said: no word, template, length or number of objects is off by more than chance allows."""
     counts: dict[str, Counter] = {}
     for about in drawn:
@@ -153,7 +153,7 @@ def test_none_is_as_likely_for_every_word_and_template(drawn: list[Description])
         assert abs(z) < 4.5, (feature, kinds)
 
 
-def test_single_and_multi_are_balanced_where_both_can_be(drawn: list[Description]) -> None:
+def test_single_and_multi_are_balanced_where_both_can_be(drawn: list[Scene]) -> None:
     kinds = Counter()
     for about in drawn:
         if about.template in ("everything", "every"):
@@ -190,7 +190,7 @@ def held_out_accuracy(expressions: list[str], labels: np.ndarray) -> tuple[float
     return float((guesses == unseen).mean()), float(max(unseen.mean(), 1 - unseen.mean()))
 
 
-def test_language_alone_cannot_tell_none_from_some(drawn: list[Description]) -> None:
+def test_language_alone_cannot_tell_none_from_some(drawn: list[Scene]) -> None:
     order = np.random.default_rng(0).permutation(len(drawn))
     expressions = [drawn[i].expression for i in order]
     none = np.array([drawn[i].kind == "none" for i in order])
@@ -252,7 +252,7 @@ def test_every_word_is_one_piece() -> None:
     assert all((rebuilt.encode(word, 8)[0] == row).all() for word, (row, _) in zip(words, ids, strict=True))
 
 
-def test_sentences_use_the_vocabulary_and_fit(drawn: list[Description]) -> None:
+def test_sentences_use_the_vocabulary_and_fit(drawn: list[Scene]) -> None:
     used = {word for about in drawn for word in about.expression.split()}
     assert used == set(vocabulary())
     assert max(len(about.expression.split()) for about in drawn) + 2 <= MAX_TOKENS
