@@ -21,7 +21,7 @@ from flax import nnx
 from data_pipelines.shapes.dataset import TOKENIZER_PATH
 from data_pipelines.splits import Split
 from instancevg_jax import checkpoint
-from instancevg_jax.answers.postprocess import Grounding
+from instancevg_jax.answers.grounding import Grounding
 from instancevg_jax.answers.predictor import Predictor
 from instancevg_jax.config import Config, ModelConfig, check
 from instancevg_jax.errors import InputError, run_command

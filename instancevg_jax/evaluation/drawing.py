@@ -5,7 +5,7 @@ from pathlib import Path
 
 from data_pipelines.splits import Split
 from instancevg_jax.answers.draw import Truth, draw_grounding
-from instancevg_jax.answers.postprocess import Grounding
+from instancevg_jax.answers.grounding import Grounding
 from instancevg_jax.evaluation.metrics import FAILED, TASKS, Row
 from instancevg_jax.evaluation.page import jpeg
 from instancevg_jax.files import write_atomically

@@ -12,7 +12,7 @@ import numpy as np
 from data_pipelines.splits import Description, Split
 from instancevg_jax.answers.draw import Truth as Shown
 from instancevg_jax.answers.draw import draw_grounding
-from instancevg_jax.answers.postprocess import Grounding
+from instancevg_jax.answers.grounding import Grounding
 from instancevg_jax.config import Config
 from instancevg_jax.evaluation.baselines import measure_baselines
 from instancevg_jax.evaluation.evaluator import Evaluation, conditions

@@ -19,7 +19,7 @@ from pycocotools.coco import COCO
 from configs import shapes as shapes_config
 from data_pipelines import splits
 from data_pipelines.prepare import prepare
-from instancevg_jax.answers.postprocess import Grounding
+from instancevg_jax.answers.grounding import Grounding
 from instancevg_jax.config import Config
 from instancevg_jax.errors import InputError
 from instancevg_jax.evaluation import coco

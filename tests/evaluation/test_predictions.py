@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.splits import Split
-from instancevg_jax.answers.predictor import run_lengths
+from instancevg_jax.answers.grounding import run_lengths
 from instancevg_jax.config import Config
 from instancevg_jax.errors import InputError
 from instancevg_jax.evaluation import coco
