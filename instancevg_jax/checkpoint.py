@@ -28,8 +28,8 @@ from instancevg_jax.files import check_writable
 from instancevg_jax.inputs.tokenizer import Tokenizer
 from instancevg_jax.models.instancevg import InstanceVG
 from instancevg_jax.models.positions import FIRST_ROWS, PATCHES, POSITIONS, Grid, fit_backbone
-from instancevg_jax.runtime.version import __version__, git_commit
 from instancevg_jax.runtime.trees import flatten, path_name
+from instancevg_jax.runtime.version import __version__, git_commit
 
 FORMAT = "instancevg_jax checkpoint, version 1"
 PARAMS, CONFIG, TOKENIZER, PROVENANCE = "params", "config.json", "tokenizer.spm", "provenance.json"

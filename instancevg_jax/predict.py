@@ -49,9 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for text in render(
         "json" if args.json else args.format, answered, sentences.pop() if len(sentences) == 1 else None
     ):
-        # a file's name may not be UTF-8: its odd bytes are printed as \udcXX, which JSON understands
-        tqdm.write(text.encode("utf-8", "backslashreplace").decode(), end="")
-        sys.stdout.flush()
+        tqdm.write(text.encode("utf-8", "backslashreplace").decode(), end="")  # file names need not be UTF-8
     if failures:
         print(f"error: {len(failures)} of {len(questions)} questions failed:", *failures, sep="\n  ", file=sys.stderr)
         sys.exit(1)

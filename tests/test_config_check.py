@@ -20,7 +20,10 @@ from instancevg_jax.errors import InputError
         ({"decoder_heads": 3}, "model.head_width is 256, model.decoder_heads 3"),
         ({"head_width": 6, "decoder_heads": 2}, "model.head_width is 6; expected a multiple of 4"),
         ({"width": 6, "num_heads": 2, "initialization": "local"}, "model.width is 6; expected a multiple of 4"),
-        ({"initialization": "orthogonal"}, "model.initialization is 'orthogonal'; expected one of official, normal, local"),
+        (
+            {"initialization": "orthogonal"},
+            "model.initialization is 'orthogonal'; expected one of official, normal, local",
+        ),
         ({"num_queries": 51}, "model.num_queries is 51 with 50 tokens; expected at most 50"),
         (
             {"image_height": 32, "image_width": 32, "point_selection": "attention"},

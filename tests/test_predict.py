@@ -138,6 +138,18 @@ def test_settings_do_what_they_say(asked: Predictor):
     assert len(asked.predict(picture(), "the left dog", score_threshold=threshold)) == 1
 
 
+def test_a_refcoco_model_may_find_nothing(asked: Predictor):
+    """As in the original's demo. `always_answer` is the rule of REC, by which `evaluate` measures."""
+    config = dataclasses.replace(asked.config, eval=EvalConfig(task="refcoco", batch_size=4))
+    refcoco = dataclasses.replace(asked, config=config)
+    nothing = refcoco.predict(picture(), "the left dog", score_threshold=1.0)
+    assert not nothing
+    assert not nothing.mask.any()
+    (answer,) = refcoco.predict_batch([(picture(), "the left dog")], score_threshold=1.0, always_answer=True)
+    assert len(answer) == 1
+    assert answer.scores[0] == pytest.approx(nothing.best_score)
+
+
 def test_a_stream_continues_past_what_cannot_be_answered(asked: Predictor, tmp_path: Path):
     """In order, and no further ahead than the batches that run and the pictures that are read."""
     taken = []
@@ -290,6 +302,57 @@ def test_the_command_says_what_python_says(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"{tmp_path / 'a.png'}: {'left ' * 60!r}: {SMALL.num_queries} objects"
     assert lines[1].startswith(f"  score {answer.scores[0]:.3f}  box ")
+
+
+def test_folders_lists_and_failures(
+    asked: Predictor, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    """Every picture of a folder with every sentence, then the same as a list; bad pictures are listed at the end."""
+    monkeypatch.setattr(Predictor, "from_pretrained", lambda source, batch_size: asked)
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name in ("a.png", "c.png"):
+        Image.fromarray(picture()).save(folder / name)
+    (folder / "b.png").write_text("hello")
+    wanted = ["--explain", str(tmp_path / "why"), "--masks", str(tmp_path / "masks"), "--score-threshold", "0"]
+    with pytest.raises(SystemExit) as ended:
+        predict.main(["--image", str(folder), "--expression", "the dog", "two Ж", *wanted, "--format", "jsonl"])
+    assert ended.value.code == 1
+    captured = capsys.readouterr()
+    results = [json.loads(line) for line in captured.out.splitlines()]
+    pairs = [(str(folder / name), text) for name in ("a.png", "b.png", "c.png") for text in ("the dog", "two Ж")]
+    assert [(result["image"], result["expression"]) for result in results] == pairs
+    assert ["error" in result for result in results] == [False, False, True, True, False, False]
+    assert "error: 2 of 6 questions failed:" in captured.err
+    assert captured.err.count(f"{folder / 'b.png'}: not a picture") == 2
+    assert captured.err.count("note: the model never saw: ж") == 1
+    for result in (result for result in results if "error" not in result):
+        assert cv2.imread(result["explanation"]).shape[0] > 500
+        mask = cv2.imread(str(Path(result["mask_folder"]) / "mask.png"), cv2.IMREAD_UNCHANGED)
+        np.testing.assert_array_equal(mask > 0, coco_masks.decode(result["mask"]))
+        assert len(list(Path(result["mask_folder"]).iterdir())) == 1 + len(result["objects"])
+
+    listed = folder / "pairs.jsonl"
+    listed.write_text(
+        "".join(json.dumps({"image": Path(image).name, "expression": text}) + "\n" for image, text in pairs)
+    )
+    with pytest.raises(SystemExit):
+        predict.main(["--list", str(listed), "--format", "jsonl", "--score-threshold", "0"])
+    again = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [result.get("objects") for result in again] == [result.get("objects") for result in results]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--image", "a.png"], "nothing to ask"),
+        (["--list", "a.csv", "--image", "a.png"], "--list replaces"),
+        (["--list", "a.csv", "--expression", "a"], "--list replaces"),
+    ],
+)
+def test_what_to_ask_is_named_one_way(arguments: list[str], says: str):
+    with pytest.raises(InputError, match=says):
+        predict.main(arguments)
 
 
 def test_bad_pictures_are_named(saved: Path, tmp_path: Path):

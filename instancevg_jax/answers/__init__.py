@@ -1,3 +1,3 @@
-"""From the model's outputs to what a person gets: scores, boxes, masks, a `Grounding`, a picture.
+"""From the model's outputs to what a person gets: scores, boxes, masks, a `Grounding`, a drawing, an explanation, files.
 
-May import everything above evaluation: the ground floor, `runtime`, `inputs`, `models`, `objective` and `checkpoint`."""
+May import the rooms above evaluation: the ground floor, `runtime`, `inputs`, `models`, `objective` and `checkpoint`."""

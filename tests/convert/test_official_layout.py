@@ -12,12 +12,12 @@ from convert import __main__ as command
 from convert import beit3, official, recognize, rules
 from data_pipelines.shapes.dataset import TOKENIZER_PATH
 from instancevg_jax import config as configs
-from instancevg_jax.runtime import trees
 from instancevg_jax.checkpoint import load_model, load_pretrained
 from instancevg_jax.config import Config, base, large
 from instancevg_jax.inputs.tokenizer import Tokenizer
 from instancevg_jax.models.instancevg import InstanceVG
 from instancevg_jax.models.positions import resize_positions
+from instancevg_jax.runtime import trees
 from tests import oracle
 from tests.parity import models
 from tests.parity.test_model import INPUTS

@@ -70,7 +70,9 @@ def test_ask_and_filter(browser, address, tmp_path, size):
     page.check("#heat")
     page.check("#points")
     assert (pixels(page) != with_masks).any()
-    page.evaluate("() => { const s = document.querySelector('#threshold'); s.value = 1; s.dispatchEvent(new Event('input')); }")
+    page.evaluate(
+        "() => { const s = document.querySelector('#threshold'); s.value = 1; s.dispatchEvent(new Event('input')); }"
+    )
     answered(page, "nothing above the threshold")
     assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
     with page.expect_download() as download:
