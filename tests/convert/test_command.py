@@ -11,7 +11,7 @@ from flax import nnx
 
 from benchmarks.convert import make_tokenizer
 from convert import __main__ as command
-from convert import export, official
+from convert import export, hub, official
 from convert.instancevg import TABLE
 from convert.rules import Ignore, classify
 from convert.torch_file import reader, writer
