@@ -251,7 +251,7 @@ class Torch:
             for group, scale in zip(self.optimizer.param_groups, (self.config.optim.backbone_scale, 1.0), strict=True):
                 group["lr"] = self.config.optim.learning_rate * scale * warm_up
             self.optimizer.step()
-            return self._wait(float(loss))
+            return self._wait(float(loss.detach()))
 
         return run
 
