@@ -65,6 +65,8 @@ lock:
 		uv pip compile pyproject.toml --extra test --generate-hashes --no-header --no-annotate --quiet \
 			--python-version $$version --output-file requirements/py$$(echo $$version | tr -d .).txt; \
 	done
+	uv pip compile pyproject.toml --extra train --extra web --extra cuda --generate-hashes --no-header --no-annotate --quiet \
+		--python-version 3.12 --python-platform linux --output-file requirements/py312-cuda.txt
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info
