@@ -80,6 +80,7 @@ def train(config: Config, workdir: Path, command: Sequence[str] = (), profile: i
                 report.waited += time.monotonic() - before
                 placed = sharding.shard_batch(batch, plan.mesh)
                 if step == start + 1:
+                    say("compiling the training step ...")
                     train_step = train_step.lower(state, placed).compile()
                     sharding.wait_for_all("the training step is compiled")
                 state, metrics = train_step(state, placed)
