@@ -2,8 +2,8 @@
 
     python -m benchmarks.serve [--checkpoint DIR] [--requests 200]
 
-Every request is one picture and one sentence. Prints a markdown table for 1, 4 and 16 clients: requests per second, the ratio to the
-sequential calls of the same run, and the median and 99th percentile of the time per request.
+Every request is one picture and one sentence. Prints a markdown table for 1, 4 and 16 clients: requests per second, the ratio to
+the sequential calls of the same run, and the median and 99th percentile of the time per request.
 """
 
 import argparse
