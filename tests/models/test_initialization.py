@@ -175,7 +175,7 @@ def test_the_original_has_the_stated_distribution():
     original = json.loads(ORIGINAL.read_text())
     probabilities = np.array([0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99])
     for name, values in drawn("grefcoco").items():
-        least, most, mean, std, *quantiles = original.pop(source_key(name, TABLE)[0])
+        least, most, mean, std, *quantiles = original.pop(source_key(name.replace("/", "."), TABLE)[0])
         family, scale = expected(name, 768)
         if family in ("constant", "ring", "box bias"):
             low, high = values.min(), (scale if family == "box bias" else values.max())

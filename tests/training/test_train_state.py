@@ -9,8 +9,6 @@ import pytest
 from flax import nnx
 
 from instancevg_jax.config import Config, OptimConfig, TrainConfig
-from instancevg_jax.errors import InputError
-from instancevg_jax.models.instancevg import InstanceVG
 from instancevg_jax.runtime import sharding
 from instancevg_jax.training.optim import is_frozen
 from instancevg_jax.types import Batch
@@ -122,12 +120,3 @@ def test_frozen_parts_stay_in_the_step_and_in_the_average():
         state.params["decoder"]["layers"][1]["mlp"]["fc1"]["kernel"],
         before["decoder"]["layers"][1]["mlp"]["fc1"]["kernel"],
     )
-
-
-@pytest.mark.parametrize(
-    ("field", "value", "says"),
-    [("compute_dtype", "half", "model.compute_dtype is 'half'"), ("remat", "all", "model.remat is 'all'")],
-)
-def test_unknown_choices_are_named(field, value, says):
-    with pytest.raises(InputError, match=says):
-        nnx.eval_shape(lambda: InstanceVG(small.config(**{field: value}).model, rngs=nnx.Rngs(0)))
