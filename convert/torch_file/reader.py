@@ -166,17 +166,16 @@ def state_dict(checkpoint: Checkpoint, ema: bool = False) -> dict[str, TensorRef
 
 
 def _read_zip(file: BinaryIO, path: Path) -> Checkpoint:
-    source = str(path)
-    records = zip_index.read_index(file, source)
+    records = zip_index.read_index(file, str(path))
     pickles = [name for name in records if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(pickles) != 1:
         raise InputError(f"{path}: {len(pickles)} records called data.pkl; expected one, as torch.save writes it")
     top = pickles[0].removesuffix("data.pkl")
     foreign = [name for name in records if not name.startswith(top)]
     if foreign or f"{top}constants.pkl" in records or records[pickles[0]].size > MAX_PICKLE_BYTES:
-        found = "a TorchScript program" if f"{top}constants.pkl" in records else "records beside those of torch.save"
+        found = "a TorchScript program" if f"{top}constants.pkl" in records else "other records than torch.save writes"
         raise InputError(f"{path}: {found}; expected a checkpoint of plain tensors")
-    checksums = zip_index.check_crcs(file, records, source)
+    checksums = any(record.crc for record in records.values())
 
     def content(name: str, limit: int) -> bytes:
         file.seek(records[name].offset)
@@ -189,7 +188,7 @@ def _read_zip(file: BinaryIO, path: Path) -> Checkpoint:
         for name, record in records.items()
         if name.startswith(f"{top}data/")
     }
-    return Checkpoint(path, "zip", _read_pickle(data, order, places, source, path.stat().st_size), checksums)
+    return Checkpoint(path, "zip", _read_pickle(data, order, places, str(path), path.stat().st_size), checksums)
 
 
 def _read_folder(path: Path) -> Checkpoint:

@@ -4,7 +4,6 @@
 """
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from data_pipelines.annotations.values import (
 )
 from data_pipelines.records import RLE, Instance, Record, Segmentation
 from instancevg_jax.errors import InputError
+from instancevg_jax.files import atomic_file
 
 _KEYS = {"id", "image", "width", "height", "split", "group", "expressions", "objects"}
 _OBJECT_KEYS = {"id", "box", "mask"}
@@ -86,13 +86,10 @@ def write(path: Path, records: Iterable[Record]) -> None:
 
     Raises InputError where the file cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8") as file:
+        with atomic_file(path) as file:
             for record in records:
-                file.write(json.dumps(_entry(record), ensure_ascii=False) + "\n")
-        temporary.replace(path)
+                file.write(f"{json.dumps(_entry(record), ensure_ascii=False)}\n".encode())
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror})") from error
 
