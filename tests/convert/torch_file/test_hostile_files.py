@@ -236,15 +236,9 @@ def test_directory_that_lies(tmp_path):
         struct.pack("<L", final.header_offset) + b"a/data/0",
         struct.pack("<L", first.header_offset) + b"a/data/0",
     )
-    refused(
-        _patched(path, tmp_path / "overlap.pth", offset, zero, last=True),
-        "File name in directory",
-    )
+    refused(_patched(path, tmp_path / "overlap.pth", offset, zero, last=True), "overlap")
     outside = struct.pack("<L", 2**31) + b"a/data/0"
-    refused(
-        _patched(path, tmp_path / "outside.pth", offset, outside, last=True),
-        "Truncated file header",
-    )
+    refused(_patched(path, tmp_path / "outside.pth", offset, outside, last=True), "Truncated file header")
     local = b"PK\3\4" + path.read_bytes()[final.header_offset + 4 : final.header_offset + 30] + b"a/data/0"
     renamed = local[:-1] + b"7"
     refused(_patched(path, tmp_path / "renamed.pth", local, renamed), "File name in directory")
