@@ -91,7 +91,7 @@ def convert(
     expected = export.expected_shapes(replace(config, model=stored))
     if kind == "beit3":
         expected = {name: shape for name, shape in expected.items() if name.startswith(BACKBONE)}
-    found = rules.plan(state, TABLES[kind], expected)
+    found = rules.assign(state, TABLES[kind], expected)
     report(found.summary())
     if verbose:
         for line in found.problems():

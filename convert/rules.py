@@ -22,7 +22,7 @@ from tqdm import tqdm
 from instancevg_jax.errors import InputError
 
 Shape = tuple[int, ...]
-Transform = Literal["none", "transpose", "conv", "conv_transpose", "squeeze_conv", "patch"]
+LayoutChange = Literal["none", "transpose", "conv", "conv_transpose", "squeeze_conv", "patch"]
 
 MAX_SUGGESTIONS = 100  # with more mismatches, no nearest names are searched: the search is quadratic
 
@@ -50,7 +50,7 @@ class Rule:
 
     source: str
     target: str
-    transform: Transform = "none"
+    transform: LayoutChange = "none"
 
     def __post_init__(self):
         _same_wildcards(self.source, self.target)
@@ -74,7 +74,7 @@ class RuleTable:
 
 
 @dataclass
-class Plan:
+class Assignment:
     """Where every key of a state dict goes, decided before any value is read."""
 
     assigned: dict[str, tuple[str, Rule]] = field(default_factory=dict)  # target path -> source key, its rule
@@ -105,12 +105,12 @@ class Plan:
         return lines
 
 
-def plan(state: Mapping[str, Tensor], table: RuleTable, expected: Mapping[str, Shape]) -> Plan:
+def assign(state: Mapping[str, Tensor], table: RuleTable, expected: Mapping[str, Shape]) -> Assignment:
     """Decide where every key goes. `expected`: the shape of every parameter of the model, by its path.
 
     A key that two entries claim, or a path that two keys fill, is a mistake in the table and raises ValueError.
     """
-    result = Plan()
+    result = Assignment()
     for key, tensor in state.items():
         entry = classify(key, table)
         if entry is None:
@@ -152,7 +152,7 @@ def to_target(
     `source` names the file in errors. Raises InputError if a key or shape does not fit, where an alias
     differs from what it stands for (unless `stale_aliases`), or a tensor holds something else than finite floats.
     """
-    found = plan(state, table, expected)
+    found = assign(state, table, expected)
     check(found, source)
     if not stale_aliases:
         for key in differing_aliases(state, found):
@@ -164,12 +164,12 @@ def to_target(
     return {path: _convert(state[key], rule.transform, key, source) for path, (key, rule) in bar}
 
 
-def differing_aliases(state: Mapping[str, Tensor], found: Plan) -> Iterator[str]:
+def differing_aliases(state: Mapping[str, Tensor], found: Assignment) -> Iterator[str]:
     """The second names whose tensor is not that of the first."""
     return (key for key, canonical in found.aliases.items() if not _equal(state[key], state[canonical]))
 
 
-def check(found: Plan, source: str) -> None:
+def check(found: Assignment, source: str) -> None:
     """Raise InputError unless everything fits."""
     problems = found.problems()
     if problems:
@@ -216,7 +216,7 @@ def source_key(path: str, table: RuleTable) -> tuple[str, Rule]:
     return _render(hits[0].target, hits[0].source, path), hits[0]
 
 
-def source_shape(shape: Shape, transform: Transform) -> Shape:
+def source_shape(shape: Shape, transform: LayoutChange) -> Shape:
     """The shape in the original's layout of a parameter that has `shape` in ours."""
     return BACKWARD[transform](np.broadcast_to(np.float32(0), shape)).shape
 
@@ -230,7 +230,7 @@ def _patch_backward(x: np.ndarray) -> np.ndarray:
     return x.reshape(size, size, 3, x.shape[1]).transpose(3, 2, 0, 1)
 
 
-FORWARD: dict[Transform, Callable[[np.ndarray], np.ndarray]] = {
+FORWARD: dict[LayoutChange, Callable[[np.ndarray], np.ndarray]] = {
     "none": lambda x: x,
     "transpose": lambda x: x.transpose(1, 0),
     "conv": lambda x: x.transpose(2, 3, 1, 0),
@@ -238,7 +238,7 @@ FORWARD: dict[Transform, Callable[[np.ndarray], np.ndarray]] = {
     "squeeze_conv": lambda x: x[:, :, 0, 0].transpose(1, 0),
     "patch": _patch_forward,
 }
-BACKWARD: dict[Transform, Callable[[np.ndarray], np.ndarray]] = {
+BACKWARD: dict[LayoutChange, Callable[[np.ndarray], np.ndarray]] = {
     "none": lambda x: x,
     "transpose": lambda x: x.transpose(1, 0),
     "conv": lambda x: x.transpose(3, 2, 0, 1),
@@ -253,7 +253,7 @@ def is_float(dtype: np.dtype) -> bool:
     return dtype.name.startswith(("float", "bfloat"))
 
 
-def _convert(value: Tensor, transform: Transform, key: str, source: str) -> np.ndarray:
+def _convert(value: Tensor, transform: LayoutChange, key: str, source: str) -> np.ndarray:
     """A contiguous float32 copy in our layout that holds on to nothing of its source."""
     read = np.asarray(value)
     if not is_float(read.dtype):

@@ -27,7 +27,7 @@ class Description:
 
 
 @dataclass(frozen=True)
-class Shown:
+class Sample:
     """A record to look at, in the picture's own pixels."""
 
     picture: np.ndarray  # [H, W, 3] uint8, RGB
@@ -84,7 +84,7 @@ class Split(Protocol):
         """Boxes [N, 4], xyxy, and merged mask [H, W], bool, of the targets in the picture's own pixels."""
         ...
 
-    def show(self, record: int) -> Shown:
+    def show(self, record: int) -> Sample:
         """A record with its picture and its targets."""
         ...
 

@@ -55,7 +55,7 @@ def save_checkpoint(
         config: the run's configuration.
         tokenizer_bytes: the sentencepiece model (`Tokenizer.model_bytes`).
         provenance: JSON values that describe the origin of the parameters; version and git commit are added.
-        dtype: store parameters as "float16" (they are loaded as float32 again); None stores them as they are.
+        dtype: "float16" halves the size of the parameters, which are loaded as float32 again. None stores them as they are.
         extra_files: contents of further files by name, such as a README.md.
 
     Raises:
@@ -207,8 +207,6 @@ def _is_replaceable(directory: Path) -> bool:
 def _cast(arrays: dict[str, np.ndarray], dtype: str | None) -> dict[str, np.ndarray]:
     if dtype is None:
         return arrays
-    if dtype != "float16":
-        raise InputError(f"dtype is {dtype!r}; expected 'float16' or None")
     for name, array in arrays.items():
         if np.abs(array).max(initial=0) > np.finfo(np.float16).max:
             raise InputError(f"parameter {name} holds values beyond float16's range")

@@ -7,7 +7,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from data_pipelines.annotations.source import Source
+from data_pipelines.annotations.source import AnnotationFile
 from data_pipelines.annotations.values import by_id, identifier, instance, picture, present, shown, size, text
 from data_pipelines.annotations.values import field as field_of
 from data_pipelines.records import Instance, Record
@@ -46,7 +46,7 @@ class _Doubts:
         return self.anywhere or self.by_image.get(sentence.image, "") or self.by_text.get(sentence.text, "")
 
 
-def read(content: Entry, source: Source) -> list[Record]:
+def read(content: Entry, source: AnnotationFile) -> list[Record]:
     """One record per sentence of a picture; annotations of one picture with the same sentence are its objects.
 
     Nothing is meant where the only annotation of a sentence has category_id -1, or has neither category, box nor segmentation.
@@ -88,7 +88,7 @@ def read(content: Entry, source: Source) -> list[Record]:
 
 
 def _owner_of_sentences(
-    content: Entry, images: dict[str, Entry], annotations: list[Any], source: Source
+    content: Entry, images: dict[str, Entry], annotations: list[Any], source: AnnotationFile
 ) -> Literal["categories", "annotations", "images"]:
     """What has the sentences. Raises InputError where nothing has."""
     if source.captions == "categories":
@@ -127,7 +127,7 @@ def _add_images_alone(sentences: dict[Hashable, _Sentence], images: dict[str, En
 
 
 def _records(
-    sentences: list[_Sentence], images: dict[str, Entry], doubts: _Doubts, split: str, source: Source
+    sentences: list[_Sentence], images: dict[str, Entry], doubts: _Doubts, split: str, source: AnnotationFile
 ) -> list[Record]:
     records, ids = [], set()
     for sentence in sentences:
@@ -148,7 +148,7 @@ def _records(
     return records
 
 
-def _record(sentence: _Sentence, image: Entry, where: str, split: str, source: Source) -> Record:
+def _record(sentence: _Sentence, image: Entry, where: str, split: str, source: AnnotationFile) -> Record:
     where_image = f"image {sentence.image}"
     width, height = size(image, where_image)
     name = picture(image.get("file_name"), f"{where_image}.file_name")
@@ -157,7 +157,7 @@ def _record(sentence: _Sentence, image: Entry, where: str, split: str, source: S
     return Record(f"{sentence.image}/{sentence.text}", name, width, height, (sentence.text,), instances, split)
 
 
-def _objects(sentence: _Sentence, where: str, source: Source) -> tuple[Instance, ...]:
+def _objects(sentence: _Sentence, where: str, source: AnnotationFile) -> tuple[Instance, ...]:
     found = sentence.annotations
     if not found:
         raise InputError(f"{where} has no annotation; expected one with category_id -1 where nothing is meant")
@@ -171,7 +171,7 @@ def _objects(sentence: _Sentence, where: str, source: Source) -> tuple[Instance,
     return tuple(present(instance(annotation, place, source), place) for place, annotation in found)
 
 
-def _means_nothing(where: str, annotation: Entry, source: Source) -> bool:
+def _means_nothing(where: str, annotation: Entry, source: AnnotationFile) -> bool:
     stated = instance(annotation, where, source)
     if stated.box is not None or stated.segmentation:
         return False
@@ -183,7 +183,7 @@ def _means_nothing(where: str, annotation: Entry, source: Source) -> bool:
     return True
 
 
-def _split_in_name(source: Source) -> str:
+def _split_in_name(source: AnnotationFile) -> str:
     """finetune_grefcoco_testA.json: testA. "train" where the name ends in no known split."""
     found = re.search(r"_(train|val|testA|testB|test)\.json", source.path.name)
     return found[1] if found else "train"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.annotations import odvg
-from data_pipelines.annotations.source import Source, parse_json
+from data_pipelines.annotations.source import AnnotationFile, parse_json
 from data_pipelines.annotations.values import (
     field,
     identifier,
@@ -30,7 +30,7 @@ _KEYS = {"id", "image", "width", "height", "split", "group", "expressions", "obj
 _OBJECT_KEYS = {"id", "box", "mask"}
 
 
-def read(source: Source) -> list[Record]:
+def read(source: AnnotationFile) -> list[Record]:
     """The records of a file of JSON lines, this project's or ODVG's. Raises InputError naming the line."""
     records: list[Record] = []
     for number, line in source.lines():
@@ -45,7 +45,7 @@ def read(source: Source) -> list[Record]:
     return records
 
 
-def read_list(content: list[Any], source: Source) -> list[Record]:
+def read_list(content: list[Any], source: AnnotationFile) -> list[Record]:
     """The same entries as the items of one JSON list."""
     records: list[Record] = []
     for i, entry in enumerate(content):
@@ -59,7 +59,7 @@ def is_entry(entry: Any) -> bool:
     return odvg.is_entry(entry) or (isinstance(entry, dict) and {"image", "expressions"} <= entry.keys())
 
 
-def read_entry(entry: Any, where: str, source: Source) -> list[Record]:
+def read_entry(entry: Any, where: str, source: AnnotationFile) -> list[Record]:
     """The record of an entry; of one of ODVG's, several."""
     if odvg.is_entry(entry):
         return odvg.records(entry, where, source)
@@ -94,14 +94,14 @@ def write(path: Path, records: Iterable[Record]) -> None:
         raise InputError(f"{path}: cannot be written ({error.strerror})") from error
 
 
-def _objects(entry: dict[str, Any], where: str, source: Source) -> tuple[Instance, ...]:
+def _objects(entry: dict[str, Any], where: str, source: AnnotationFile) -> tuple[Instance, ...]:
     if "objects" not in entry:
         raise InputError(f'{where} has no "objects"; expected a list of them, [] where nothing is meant')
     objects = field(entry, "objects", list, where)
     return tuple(_object(item, f"{where}.objects[{i}]", source) for i, item in enumerate(objects))
 
 
-def _object(entry: Any, where: str, source: Source) -> Instance:
+def _object(entry: Any, where: str, source: AnnotationFile) -> Instance:
     _check_keys(entry, _OBJECT_KEYS, where)
     box = xyxy_box(entry.get("box"), f"{where}.box")
     mask = segmentation(entry.get("mask"), f"{where}.mask", source.mask_folders)

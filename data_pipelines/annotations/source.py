@@ -18,7 +18,7 @@ _MOST_BYTES = 2**31  # of a JSON document or a line after decompression: a small
 
 
 @dataclass(frozen=True)
-class Source:
+class AnnotationFile:
     """One annotation file and how to read it."""
 
     path: Path

@@ -12,7 +12,7 @@ import numpy as np
 
 from data_pipelines import masks
 from data_pipelines.annotations.mask_files import read_mask
-from data_pipelines.annotations.source import Source
+from data_pipelines.annotations.source import AnnotationFile
 from data_pipelines.records import RLE, Box, Instance, Segmentation
 from instancevg_jax.errors import InputError
 
@@ -162,7 +162,7 @@ def segmentation(value: Any, where: str, folders: Sequence[Path]) -> Segmentatio
     return _polygons(value, where)
 
 
-def instance(annotation: Any, where: str, source: Source) -> Instance:
+def instance(annotation: Any, where: str, source: AnnotationFile) -> Instance:
     """One of COCO's annotations: bbox xywh, segmentation, id. A category_id of -1 means that there is no object.
 
     Without object, box and segmentation are None. Raises InputError where the annotation contradicts itself about that.
@@ -187,7 +187,7 @@ def present(found: Instance, where: str) -> Instance:
     return found
 
 
-def by_id(entries: Any, where: str, source: Source) -> dict[str, dict[str, Any]]:
+def by_id(entries: Any, where: str, source: AnnotationFile) -> dict[str, dict[str, Any]]:
     """COCO's images, annotations or categories by their `id`.
 
     An entry without a usable id is a problem, and so is an id of two different entries: neither of them is in the result.

@@ -15,7 +15,7 @@ from data_pipelines.checking.fixes import Dropped, Repair, fix
 from data_pipelines.checking.pictures import look_at_pictures
 from data_pipelines.checking.tables import SOURCES, counts_table, faults_table, format_table, level_of
 from data_pipelines.command_line import at_least_one
-from data_pipelines.records import Record, by_split, check_protocol, default_protocol
+from data_pipelines.records import Record, by_split, default_protocol
 from instancevg_jax.errors import InputError
 from instancevg_jax.files import check_writable, write_atomically
 from instancevg_jax.inputs.tokenizer import Tokenizer
@@ -63,7 +63,7 @@ def _rules(args: argparse.Namespace) -> Rules:
         Tokenizer.from_file(args.tokenizer) if args.tokenizer else None,
         at_least_one(max_tokens, "--max-tokens"),
         at_least_one(args.max_targets, "--max-targets"),
-        check_protocol(args.protocol or default_protocol(args.family)),
+        args.protocol or default_protocol(args.family),
         grouped=args.family == "rrefcoco",
         mixture=args.family == "refcoco",
     )

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from data_pipelines import masks
 from data_pipelines.checking.geometry import box_is_empty, iou, is_far_outside, is_outside
-from data_pipelines.checking.pictures import Picture
+from data_pipelines.checking.pictures import PictureInfo
 from data_pipelines.records import RLE, Box, Record
 
 _SAME = 0.7  # IoU from which a box that is read in another way is the box of the mask
@@ -14,7 +14,7 @@ _SMALL = 0.15  # mean area as corners over area as width and height; 1 for a box
 Size = tuple[int, int]  # (height, width)
 
 
-class Guess(NamedTuple):
+class Suspicion(NamedTuple):
     """The likely convention of all boxes without a mask, taken together."""
 
     cause: str = ""  # "" where they seem to be what they should be
@@ -54,7 +54,7 @@ def reading_of(box: Box, mask: RLE) -> str:
     return next((name for name, read in _READINGS.items() if iou(read(box, size), bounds) >= _SAME), "")
 
 
-def guess(records: Iterable[Record], pictures: dict[str, Picture]) -> Guess:
+def suspect(records: Iterable[Record], pictures: dict[str, PictureInfo]) -> Suspicion:
     """The likely convention of the boxes that have no mask to compare them with."""
     found = [
         (instance.box, size)
@@ -65,16 +65,16 @@ def guess(records: Iterable[Record], pictures: dict[str, Picture]) -> Guess:
     ]
     boxes = list(dict.fromkeys(found))
     if not boxes:
-        return Guess()
+        return Suspicion()
     if any(_is_impossible(box, size) for box, size in boxes):
         cause = _cause_of_impossible(boxes)
-        return Guess(cause, certain=bool(cause))
+        return Suspicion(cause, certain=bool(cause))
     if _fit("[x, y, width, height]", boxes) and sum(_shrinkage(box) for box, _ in boxes) < _SMALL * len(boxes):
-        return Guess("[x, y, width, height]")
+        return Suspicion("[x, y, width, height]")
     largest, sides = max(max(box) for box, _ in boxes), min(min(size) for _, size in boxes)
     if len(boxes) >= _ENOUGH and 900 < largest <= 1000 and sides >= 1500:
-        return Guess(_THOUSAND)
-    return Guess()
+        return Suspicion(_THOUSAND)
+    return Suspicion()
 
 
 def _cause_of_impossible(boxes: list[tuple[Box, Size]]) -> str:

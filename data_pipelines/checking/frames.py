@@ -12,7 +12,7 @@ import numpy as np
 
 from data_pipelines import masks
 from data_pipelines.checking.geometry import is_inside
-from data_pipelines.checking.pictures import Picture
+from data_pipelines.checking.pictures import PictureInfo
 from data_pipelines.records import RLE, Instance, Record
 from instancevg_jax.errors import InputError
 
@@ -33,7 +33,7 @@ _PIXELS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-def frame_of(record: Record, picture: Picture) -> Frame:
+def frame_of(record: Record, picture: PictureInfo) -> Frame:
     """Which frame the annotations of a record are in.
 
     Only orientations that exchange height and width can be told: by the stated size, by the size of stored masks, or by
@@ -56,7 +56,7 @@ def frame_of(record: Record, picture: Picture) -> Frame:
     return "unknown"
 
 
-def turn(record: Record, picture: Picture) -> Record:
+def turn(record: Record, picture: PictureInfo) -> Record:
     """A record whose annotations are in the stored pixels, in the picture as it is shown.
 
     Raises InputError for a mask whose runs do not fill its size.

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from data_pipelines.checking.faults import KINDS, Fault, Rules, is_note
-from data_pipelines.records import Protocol, Record, by_split, most_objects, select
+from data_pipelines.records import Record, by_split, most_objects, select
 
 # Numbers of pictures, as published. No source for the numbers of sentences is at hand.
 PUBLISHED = {
@@ -27,7 +27,7 @@ SOURCES = {
 }
 
 
-def counts_table(family: str, records: Sequence[Record], protocol: Protocol) -> list[list[str]]:
+def counts_table(family: str, records: Sequence[Record], protocol: str) -> list[list[str]]:
     """Rows of: split, records, sentences, pictures, published pictures, objects none / one / many, most objects."""
     splits = by_split(records)
     published = _published(family, splits.keys())

@@ -19,13 +19,12 @@ from tqdm import tqdm
 
 from data_pipelines import masks
 from data_pipelines.checking.frames import frame_of
-from data_pipelines.checking.pictures import Picture
+from data_pipelines.checking.pictures import PictureInfo
 from data_pipelines.records import (
     FAMILIES,
     RLE,
     Box,
     Instance,
-    Protocol,
     Record,
     Segmentation,
     by_split,
@@ -80,10 +79,10 @@ class Pictures(tfds.core.GeneratorBasedBuilder):
                     bar.update()
                     yield i, {"file_name": name, "bytes": data}
 
-    def _read(self, name: str) -> tuple[bytes, Picture]:
+    def _read(self, name: str) -> tuple[bytes, PictureInfo]:
         data = read_file(self.folder / name)
         height, width = decode_picture(data, str(self.folder / name)).shape[:2]
-        return data, Picture((height, width), orientation=picture_size(self.folder / name)[2])
+        return data, PictureInfo((height, width), orientation=picture_size(self.folder / name)[2])
 
 
 class Referring(tfds.core.GeneratorBasedBuilder):
@@ -94,7 +93,7 @@ class Referring(tfds.core.GeneratorBasedBuilder):
     BUILDER_CONFIGS = _CONFIGS
     pkg_dir_path = tfds.core.Path(__file__).parent
     splits: dict[str, list[Record]] = {}  # noqa: RUF012
-    pictures: dict[str, tuple[int, Picture]] = {}  # noqa: RUF012  file name -> index, what it is
+    pictures: dict[str, tuple[int, PictureInfo]] = {}  # noqa: RUF012  file name -> index, what it is
     digests: dict[str, str] = {}  # noqa: RUF012  of the records, and of the pictures they point to
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -165,7 +164,7 @@ def write_records(family: str, data_dir: Path, records: Sequence[Record], digest
     builder = Referring(config=family, data_dir=str(data_dir), file_format="array_record")
     builder.splits = {name: found for name, found in zip(split_names(records), by_split(records).values(), strict=True)}
     builder.pictures = {
-        name: (i, Picture((height, width), orientation=turned))
+        name: (i, PictureInfo((height, width), orientation=turned))
         for i, (name, (height, width), turned) in enumerate(stored)
     }
     builder.digests = {"records": digest, "pictures": metadata["digest"]}
@@ -185,7 +184,7 @@ def _write(builder: tfds.core.DatasetBuilder) -> None:
         raise InputError(f"{builder.data_path}: cannot be written ({first_line(error)})") from error
 
 
-def _check_frame(record: Record, picture: Picture) -> None:
+def _check_frame(record: Record, picture: PictureInfo) -> None:
     if picture.orientation >= 5 and (frame := frame_of(record, picture)) != "shown":
         assert picture.size
         height, width = picture.size
@@ -196,10 +195,9 @@ def _check_frame(record: Record, picture: Picture) -> None:
         )
 
 
-def _with_objects(records: Sequence[Record]) -> dict[Protocol, int]:
+def _with_objects(records: Sequence[Record]) -> dict[str, int]:
     """How many records have an object under each protocol."""
-    protocols: tuple[Protocol, ...] = ("official", "strict")
-    return {protocol: sum(bool(select(r, protocol).objects) for r in records) for protocol in protocols}
+    return {p: sum(bool(select(r, p).objects) for r in records) for p in ("official", "strict")}
 
 
 def to_example(record: Record, height: int, width: int) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 
 from data_pipelines.prepared.builders import PICTURES_SPLIT, from_example
 from data_pipelines.records import FAMILIES, Record, split_name, units
-from data_pipelines.transforms import Choice
+from data_pipelines.transforms import Alternatives
 from instancevg_jax.errors import InputError, first_line
 from instancevg_jax.inputs.pictures import read_file
 
@@ -32,9 +32,9 @@ class Folder:
         """Items of an epoch: records, or groups of alternatives in training splits."""
         return len(self._units)
 
-    def __getitem__(self, index: int) -> Choice:
+    def __getitem__(self, index: int) -> Alternatives:
         """The item `index`, for `transforms.Transform`."""
-        return Choice(self.load, self._units[index])
+        return Alternatives(self.load, self._units[index])
 
     def load(self, position: int) -> tuple[Record, Callable[[], bytes]]:
         """A record by its position among the records, and what reads its picture's file."""
@@ -75,9 +75,9 @@ class Prepared:
         """Items of an epoch: records, or groups of alternatives in training splits."""
         return len(self._units)
 
-    def __getitem__(self, index: int) -> Choice:
+    def __getitem__(self, index: int) -> Alternatives:
         """The item `index`, for `transforms.Transform`."""
-        return Choice(self.load, self._units[index])
+        return Alternatives(self.load, self._units[index])
 
     def record(self, position: int) -> Record:
         """A record by its position in the split, without its picture."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from data_pipelines.shapes import baselines
 from data_pipelines.shapes.dataset import ShapesDataset
-from data_pipelines.split import ENDLESS, Description, Guess, Shown
+from data_pipelines.split import ENDLESS, Description, Guess, Sample
 from data_pipelines.transforms import Example, check_count, stack, unit_boxes
 from instancevg_jax.config import Config
 from instancevg_jax.errors import InputError
@@ -86,11 +86,11 @@ class ShapesSplit:
         scene = self.dataset[record]
         return scene.boxes_xyxy[list(scene.referents)], scene.mask
 
-    def show(self, record: int) -> Shown:
+    def show(self, record: int) -> Sample:
         """The scene as it is drawn."""
         scene = self.dataset[record]
         targets = list(scene.referents)
-        return Shown(scene.image, scene.expression, scene.boxes_xyxy[targets], scene.masks[targets])
+        return Sample(scene.image, scene.expression, scene.boxes_xyxy[targets], scene.masks[targets])
 
     def guesses(self, record: int) -> dict[str, Guess]:
         """See `baselines`."""

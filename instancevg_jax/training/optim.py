@@ -11,6 +11,7 @@ import optax.contrib
 
 from instancevg_jax.config import OptimConfig
 from instancevg_jax.errors import InputError
+from instancevg_jax.runtime.trees import flatten, path_name
 from instancevg_jax.types import Array
 
 BACKBONE = "backbone"  # its parameters learn at `backbone_scale` times the learning rate
@@ -153,7 +154,7 @@ def learning_rate_scales(config: OptimConfig, params) -> dict[str, float]:
             below_end = 0 if rest.startswith(FINAL_NORMS) else depth + 1
         return config.backbone_scale * config.layer_decay**below_end
 
-    return {name: scale(name) for name in _names(params)}
+    return {name: scale(name) for name in flatten(params)}
 
 
 def stop_frozen(params, prefixes: Sequence[str]):
@@ -168,7 +169,7 @@ def is_frozen(name: str, prefixes: Sequence[str]) -> bool:
 
 def check_frozen(prefixes: Sequence[str], params) -> None:
     """Raise InputError for a prefix that freezes nothing, naming the most similar names, and if nothing is left to train."""
-    names = _names(params)
+    names = flatten(params)
     for prefix in prefixes:
         if not any(is_frozen(name, [prefix]) for name in names):
             beginnings = {name.rsplit(".", cut)[0] for name in names for cut in range(name.count(".") + 1)}
@@ -178,14 +179,6 @@ def check_frozen(prefixes: Sequence[str], params) -> None:
         raise InputError(f"optim.frozen is {tuple(prefixes)}: nothing is left to train")
 
 
-def _names(params) -> list[str]:
-    return [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-
-
 def _with_names(function: Callable[[str, Any], Any], params):
     """The tree with function(dotted name, leaf) for every leaf."""
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: function(_name(path), leaf), params)
-
-
-def _name(path: Sequence[Any]) -> str:
-    return jax.tree_util.keystr(tuple(path), simple=True, separator=".")
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: function(path_name(path), leaf), params)

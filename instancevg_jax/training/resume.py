@@ -28,6 +28,7 @@ from instancevg_jax.config import Config
 from instancevg_jax.errors import InputError, first_line
 from instancevg_jax.runtime import sharding
 from instancevg_jax.runtime.console import say
+from instancevg_jax.runtime.trees import flatten
 from instancevg_jax.training.train_state import TrainState
 
 # settings, besides the network's, that a resumed run must not change: its state or its position in the data would not fit
@@ -244,5 +245,4 @@ def _lock(path: Path) -> int:
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     """Dotted name -> shape, of every leaf."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): tuple(leaf.shape) for path, leaf in leaves}
+    return {name: tuple(leaf.shape) for name, leaf in flatten(tree).items()}
