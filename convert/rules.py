@@ -150,7 +150,7 @@ def to_target(
     Largest tensors come first, so that the memory needed is that of the result and little more.
 
     `source` names the file in errors. Raises InputError if a key or shape does not fit, where an alias
-    differs from what it stands for (unless `stale_aliases`), or a tensor holds something else than finite floats.
+    differs from what it stands for (unless `stale_aliases`), or a tensor holds something other than finite floats.
     """
     found = assign(state, table, expected)
     check(found, source)

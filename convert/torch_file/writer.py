@@ -1,4 +1,4 @@
-"""Writes a state dict as a `.pth` file in torch's zip layout, without torch; `torch.load(weights_only=True)` opens it.
+"""Writes a state dict as a `.pth` file in torch's zip layout without torch; `torch.load(weights_only=True)` reads it.
 
 Source: the layout of torch/serialization.py and caffe2/serialize/inline_container.cc of PyTorch 2.13: a pickle of names,
 shapes and references, and one uncompressed record per storage, aligned to 64 bytes so that it can be memory-mapped.
@@ -17,7 +17,7 @@ from instancevg_jax.errors import InputError
 from instancevg_jax.files import atomic_file, check_writable
 
 ALIGNMENT = 64
-PADDING_ID = b"FB"  # the extra field that torch pads with
+PADDING_ID = b"FB"  # of the extra field with which torch pads
 LOCAL_HEADER = 30
 KINDS = {DTYPES[dtype]: f"{name}Storage" for name, dtype in STORAGES.items()}
 
@@ -70,7 +70,7 @@ def _add(file: zipfile.ZipFile, name: str, data: bytes | memoryview) -> None:
 
 
 def _pickle(state: Mapping[str, np.ndarray], storages: Mapping[int, str], wrapper: str) -> bytes:
-    """The opcodes (protocol 2) of {wrapper: OrderedDict of tensors}."""
+    """{wrapper: OrderedDict of tensors} as a pickle of protocol 2."""
     items = b"".join(_text(key) + _tensor(key, array, storages[id(array)]) for key, array in state.items())
     return b"\x80\x02}" + _text(wrapper) + _ORDERED_DICT + b"(" + items + b"us."
 

@@ -69,8 +69,8 @@ def test_call_of_a_function(tmp_path, monkeypatch, function, name, protocol):
         (b"ccopyreg\n_reconstructor\n(cos\nsystem\nN.", "found os.system"),
         (b"ccollections\ndefaultdict\n(cbuiltins\neval\ntR.", "found builtins.eval"),
         (b"cbuiltins\nlist\n(tR.", "found a call of builtins.list"),
-        (b"cbuiltins\ntype\n(S'x'\n)}tR.", "found the type of something else than None"),
-        (b"cbuiltins\ntype\n(I1\ntR.", "found the type of something else than None"),
+        (b"cbuiltins\ntype\n(S'x'\n)}tR.", "found the type of something other than None"),
+        (b"cbuiltins\ntype\n(I1\ntR.", "found the type of something other than None"),
         (b"ccopyreg\n_reconstructor\n(cbuiltins\ntype\ncbuiltins\ntype\nNtR.", "an object of an unknown class"),
         (b"c__builtin__\nxrange.__class__\n.", "found __builtin__.xrange|found builtins.xrange"),
         (b"cpathlib._local\nos\n.", "found pathlib._local.os"),
@@ -123,7 +123,7 @@ def test_names_of_nested_tuples_cost_nothing(tmp_path):
     """2^60 leaves on 60 shared tuples: hashing or printing them would never end."""
     doubled = b"N\x85" + b"2\x86" * 60
     refused(archive(tmp_path / "key.pth", b"}" + doubled + b"Ns."), "a dict key of type tuple with more than 16 items")
-    refused(archive(tmp_path / "pid.pth", doubled + b"Q."), "something else than a tensor's storage")
+    refused(archive(tmp_path / "pid.pth", doubled + b"Q."), "something other than a tensor's storage")
     refused(archive(tmp_path / "name.pth", doubled + b"2\x93."), "a name that is not text")
     refused(
         archive(tmp_path / "size.pth", state(tensor(where=storage()).replace(numbers((4,)), doubled, 1)), GOOD), "range"
@@ -141,7 +141,7 @@ def test_copies_are_bounded(tmp_path):
     [
         (tensor(where=storage(count=5)), "storage 0 of 20 bytes whose record holds 16"),
         (tensor(where=storage(count=2**40)), "whose record holds 16"),
-        (tensor(where=storage(count=-4)), "something else than a tensor's storage"),
+        (tensor(where=storage(count=-4)), "something other than a tensor's storage"),
         (tensor(where=storage(key="1")), "storage 1 is not in the archive"),
         (tensor(where=storage(key="../../../etc/passwd")), "is not in the archive"),
         (tensor(where=storage(kind="QuantumStorage")), "a tensor's storage of the unknown kind torch.QuantumStorage"),
@@ -301,4 +301,4 @@ def test_plain_data_calls_are_still_data(tmp_path):
         ("__builtin__", "complex", ("1",)),
         ("copy_reg", "_reconstructor", (1, 2, 3)),
     ]:
-        refused(archive(tmp_path / "x.pth", call(module, name, *args)), "found .* something else than|unknown class")
+        refused(archive(tmp_path / "x.pth", call(module, name, *args)), "found .* something other than|unknown class")
