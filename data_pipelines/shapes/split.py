@@ -1,4 +1,4 @@
-"""The embedded data as a split: scenes are drawn by the loader's workers when they are needed."""
+"""The embedded data as a split. The loader's workers draw scenes when they are needed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,14 +16,14 @@ from instancevg_jax.inputs.text import clean_expression
 from instancevg_jax.inputs.tokenizer import Tokenizer
 from instancevg_jax.types import Batch
 
-LANGUAGE_EXAMPLES = 3000  # training sentences that the language-only baseline reads
+LANGUAGE_EXAMPLES = 3000  # training scenes from which the language-only baseline learns
 
 
 @dataclass(frozen=True)
 class ShapesSplit:
     """A split of the embedded data; infinite unless it has a `length`.
 
-    With a `curriculum`, items below that index are of the first level of `turns`, and later ones cycle through all levels.
+    With a `curriculum`, items below that index have the first level of `turns`, and later ones cycle through all levels.
     """
 
     dataset: ShapesDataset
