@@ -1,4 +1,4 @@
-"""The typed record that every annotation becomes, and which of its objects a protocol takes."""
+"""The typed record for every annotation, and the selection of its objects by a protocol."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -32,7 +32,7 @@ Segmentation = Polygons | RLE
 
 @dataclass(frozen=True)
 class Instance:
-    """One object as its file states it. None means null or a missing key; both None means that there is no object."""
+    """One object as stated in its file. None means null or a missing key; both None means that there is no object."""
 
     box: Box | None
     segmentation: Segmentation | None
@@ -60,7 +60,7 @@ class Record:
 
 
 class Selection(NamedTuple):
-    """What a protocol takes from a record."""
+    """The objects and masks of a record under a protocol."""
 
     objects: tuple[Instance, ...]  # each is a target with its own box and mask
     merged: tuple[Segmentation, ...]  # the merged mask is their union
@@ -88,7 +88,7 @@ def coco_number(picture: str) -> int | None:
 
 
 def default_protocol(family: str) -> str:
-    """Your own data is read as it is meant; the published data sets are read as the original reads them."""
+    """ "strict" for your own data; "official" for the published data sets, which are read as in the original."""
     return "strict" if family == "custom" else "official"
 
 

@@ -22,7 +22,7 @@ from instancevg_jax.types import Batch, Targets
 
 
 class Alternatives(NamedTuple):
-    """Records of which one is drawn and read."""
+    """Records of which one is drawn at random and read."""
 
     load: Callable[
         [int], tuple[Record, Callable[[], bytes]]

@@ -1,4 +1,4 @@
-"""This project's own layout, for anyone's pictures: one record per line. docs/data.md has the table of keys.
+"""This project's own layout: one record per line. docs/data.md has the table of keys.
 
 {"image": "a.jpg", "split": "train", "expressions": ["the red car"], "objects": [{"box": [10, 20, 110, 80], "mask": null}]}
 """
@@ -46,7 +46,7 @@ def read(source: AnnotationFile) -> list[Record]:
 
 
 def read_list(content: list[Any], source: AnnotationFile) -> list[Record]:
-    """The same entries as the items of one JSON list."""
+    """The records of a JSON list with the same entries."""
     records: list[Record] = []
     for i, entry in enumerate(content):
         with source.at(f"[{i}]"):
@@ -60,7 +60,7 @@ def is_entry(entry: Any) -> bool:
 
 
 def read_entry(entry: Any, where: str, source: AnnotationFile) -> list[Record]:
-    """The record of an entry; of one of ODVG's, several."""
+    """The record of an entry, or the records of one of ODVG's."""
     if odvg.is_entry(entry):
         return odvg.records(entry, where, source)
     if source.captions:

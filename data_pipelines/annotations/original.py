@@ -1,4 +1,4 @@
-"""The original's own layouts: a dict of splits, as in mixed-seg, grefs, ref-zom, rrefcoco, and SimVG's lists in parallel.
+"""The original's layouts: a dict of splits, as in mixed-seg, grefs, ref-zom and rrefcoco, and SimVG's parallel lists.
 
 Source: datasets/base.py and datasets/pipelines/loading.py of InstanceVG and SimVG.
 """
@@ -103,9 +103,9 @@ def _generalized(entry: Entry, split: str, where: str, source: AnnotationFile) -
 
 
 def _parallel_lists(entry: Entry, split: str, where: str, source: AnnotationFile) -> list[Record]:
-    """SimVG: `expressions`, `annotations` and `bbox` run in parallel, with one list of objects per expression.
+    """SimVG: parallel lists `expressions`, `annotations` and `bbox`, with one list of objects per expression.
 
-    The boxes are those of `bbox`, as SimVG takes them, where the file has it.
+    If the file has `bbox`, the boxes are taken from there, as SimVG does.
     """
     expressions = strings(entry.get("expressions"), f"{where}.expressions")
     lists = field(entry, "annotations", list, where)
@@ -127,7 +127,7 @@ def _parallel_lists(entry: Entry, split: str, where: str, source: AnnotationFile
 
 
 def _with_boxes(annotations: list[Any], boxes: Any, k: int, where: str) -> list[Any]:
-    """The annotations of expression `k`, with the boxes of `bbox` in place of their own."""
+    """The annotations of expression `k` with the boxes of `bbox` instead of their own."""
     own = boxes[k] if isinstance(boxes, list) and k < len(boxes) else None
     if not isinstance(own, list) or len(own) != len(annotations):
         raise InputError(f"{where}.bbox and {where}.annotations differ in length at expression {k}")
@@ -147,10 +147,10 @@ def _record(
 
 
 def _picture(entry: Entry, where: str, source: AnnotationFile) -> str:
-    """`file_name` where it is stated, else what the original makes of `image_id`.
+    """`file_name` if it is stated, else the name that the original derives from `image_id`.
 
-    That is COCO's train2014 name; in SimVG's mixture, `%d.jpg` for a `data_source` other than COCO, in a folder of that name
-    if there is one.
+    This is COCO's train2014 name or, in SimVG's mixture, `%d.jpg` for a `data_source` other than COCO, in a folder of that
+    name if there is one.
     """
     if entry.get("file_name") is not None:
         return picture(entry["file_name"], f"{where}.file_name")

@@ -1,4 +1,4 @@
-"""Every annotation file that this project reads becomes a list of `Record`s. The layout is recognized from the content.
+"""Reads annotation files of any known layout as `Record`s. The layout is recognized from the content.
 
 a dict of splits                  the original's files and SimVG's: `original`
 a list of references              refs(unc).p, grefs(unc).json, with instances.json in the same folder: `refer`
@@ -53,7 +53,7 @@ def read(
 
     Args:
         path: the annotation file; `.gz` is decompressed.
-        problems: with `keep`, unreadable records are listed there and left out. Notes are added there.
+        problems: receives notes and, with `keep`, the unreadable records, which are left out.
         images: the folder of the pictures. With it, pictures are found under other spellings of their names, and masks that
             are picture files are looked for there.
         captions: "categories" makes the category names of a detection export its sentences.
@@ -133,7 +133,7 @@ def _check_file(source: AnnotationFile) -> None:
 
 
 def _is_lines(source: AnnotationFile) -> bool:
-    """Whether a file that is not named so holds JSON lines: its first two lines are objects."""
+    """Whether a file with another suffix contains JSON lines: its first two lines are objects."""
     if source.name.endswith(_PICKLES):
         return False
     first = [line for _, line in itertools.islice(source.lines(), 2)]
@@ -144,7 +144,7 @@ def _is_lines(source: AnnotationFile) -> bool:
 
 
 def _unknown(content: Any) -> str:
-    """The message for content of no known layout, which names the layout where it is one that others use."""
+    """The error message for content of an unknown layout, which names the layout if it is a common one."""
     entries = content if isinstance(content, list) else [content]
     entry = next((e for e in entries if isinstance(e, dict)), {})
     known = next((what for key, what in _UNREAD.items() if key in entry), None)

@@ -1,4 +1,4 @@
-"""What `data_pipelines.check` does once its command line is parsed."""
+"""The work of `data_pipelines.check` after its command line is parsed."""
 
 import argparse
 import json
@@ -24,7 +24,7 @@ _SHOWN = 5  # names that are printed per reason; --list has all
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check what the command line names and print what was found; returns the exit status, 0 or 1."""
+    """Check the data named on the command line and print the result; returns the exit status, 0 or 1."""
     rules, workers = _rules(args), at_least_one(args.workers, "--workers")
     _check_outputs(args)
     problems = Problems(keep=True)
@@ -70,7 +70,7 @@ def _rules(args: argparse.Namespace) -> Rules:
 
 
 def _check_outputs(args: argparse.Namespace) -> None:
-    """Notice before the work what could not be written after it."""
+    """Raise InputError at the start for outputs that could not be written at the end."""
     if not args.images.is_dir():
         raise InputError(f"{args.images}: no such folder; expected the pictures")
     if args.fix and args.fix.suffix != ".jsonl":

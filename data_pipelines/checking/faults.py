@@ -1,4 +1,4 @@
-"""What can be wrong with annotations and pictures: pure functions from records to faults."""
+"""Finds faults in annotations and pictures: pure functions from records to faults."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,7 +23,7 @@ from instancevg_jax.errors import InputError
 from instancevg_jax.inputs.text import clean_expression, unknown_words
 from instancevg_jax.inputs.tokenizer import PAD, Tokenizer
 
-KINDS = {  # every kind of fault, in the order of the table, and what --fix does about it
+KINDS = {  # every kind of fault, in the order of the table -> what --fix does about it
     "unreadable record": "the record is dropped",
     "read with a correction": "written as it was read",
     "split that cannot be stored": "left as it is: rename it",
@@ -70,7 +70,7 @@ _NOTES = {
 
 @dataclass(frozen=True)
 class Rules:
-    """What the data is meant for."""
+    """What the data will be used for."""
 
     tokenizer: Tokenizer | None = None  # without one, lengths and words are not checked
     max_tokens: int = 50
@@ -81,7 +81,7 @@ class Rules:
 
 
 def is_note(kind: str, rules: Rules) -> bool:
-    """Whether faults of this kind do no harm."""
+    """Whether faults of this kind are harmless."""
     return (
         kind in _NOTES
         or (kind == "box without mask" and rules.protocol == "strict")
@@ -90,16 +90,16 @@ def is_note(kind: str, rules: Rules) -> bool:
 
 
 class Fault(NamedTuple):
-    """One thing that is wrong."""
+    """One fault."""
 
     kind: str  # one of KINDS
-    record: str  # its id; "" where the fault is of a picture or a split
-    file: str  # name of the picture; "" where the record cannot be read
-    value: str  # what was found, for people
+    record: str  # its id; "" for faults of pictures and splits
+    file: str  # name of the picture; "" if the record cannot be read
+    value: str  # what was found, as text
 
 
 def find(records: Sequence[Record], pictures: dict[str, PictureInfo], rules: Rules) -> Iterator[Fault]:
-    """All faults, those of splits and pictures first, then record by record."""
+    """All faults: first those of splits and pictures, then those of each record."""
     yield from _of_splits(records)
     yield from _of_pictures(records, pictures)
     suspicion = suspect(records, pictures)
@@ -120,7 +120,7 @@ def find(records: Sequence[Record], pictures: dict[str, PictureInfo], rules: Rul
 
 
 def shared_pictures(records: Iterable[Record]) -> set[str]:
-    """The `image_key`s of pictures of training splits that other splits have too."""
+    """The `image_key`s of pictures that are in a training split and in another split."""
     sides: tuple[set[str], set[str]] = set(), set()
     for record in records:
         sides[is_training(record.split)].add(record.image_key)
@@ -281,7 +281,7 @@ def _of_ids(records: Sequence[Record]) -> Iterator[Fault]:
 
 
 def _size(size: tuple[int, int] | None) -> str:
-    """(height, width) as people write it."""
+    """(height, width) as "width x height"."""
     return f"{size[1]} x {size[0]}" if size else "unknown"
 
 

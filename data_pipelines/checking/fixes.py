@@ -1,4 +1,4 @@
-"""Repairs of what `data_pipelines.check` finds. No repair changes which objects a record means: otherwise it is dropped."""
+"""Repairs of what `data_pipelines.check` finds. A record whose meaning a repair would change is dropped instead."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -36,10 +36,10 @@ class Dropped(NamedTuple):
 
 @dataclass
 class Repair:
-    """The cleaned records, and what became of the others."""
+    """The repaired records, and those that were dropped."""
 
     records: list[Record] = field(default_factory=list)
-    changes: Counter[str] = field(default_factory=Counter)  # what was done -> how often
+    changes: Counter[str] = field(default_factory=Counter)  # repair -> number of times
     dropped: list[Dropped] = field(default_factory=list)
 
 
@@ -48,7 +48,7 @@ class _UnrepairableError(Exception):
 
 
 def fix(records: Sequence[Record], pictures: dict[str, PictureInfo], rules: Rules) -> Repair:
-    """Repair what can be repaired without guessing. `faults.KINDS` says what is done about each kind of fault."""
+    """Repair what can be repaired without guessing. `faults.KINDS` states the repair for each kind of fault."""
     repair = Repair()
     shared = set() if rules.mixture else shared_pictures(records)
     suspicion = suspect(records, pictures)
@@ -108,7 +108,7 @@ def _in_shown_frame(record: Record, picture: PictureInfo, changes: Counter[str])
 
 
 def _is_only_misstated(record: Record, size: tuple[int, int]) -> bool:
-    """Whether the annotations are in the picture's pixels although another size is stated."""
+    """Whether the annotations are in the picture's pixels although they state another size."""
     if not any(i.box or i.segmentation for i in record.instances):
         return True
     if any(isinstance(i.segmentation, RLE) for i in record.instances):

@@ -1,4 +1,4 @@
-"""The pictures that annotations name: whether they can be read, their sizes, and whether EXIF data turns them."""
+"""The pictures that annotations name: whether they can be read, their sizes, and their EXIF orientation."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +12,7 @@ from instancevg_jax.inputs.pictures import load_picture, picture_size
 
 
 class PictureInfo(NamedTuple):
-    """What the file of a picture turned out to be: its size, or the kind of its fault."""
+    """The size of a picture, or the kind of its fault."""
 
     size: tuple[int, int] | None  # (height, width) as it is shown, EXIF orientation applied
     kind: str = ""

@@ -1,8 +1,8 @@
 """Two TFDS builders, `Referring` for the records and `Pictures` for their pictures, each with one config per family.
 
-TensorFlow is not needed: the files are array_records, read by `as_data_source`. A picture is stored once, as the bytes of
-its file; records point to it. Masks are stored as run lengths: they are drawn once, here, and not in every epoch. Records
-keep the annotation file's order. A "+" in a split's name becomes "plus", because TFDS reads it as a sum.
+TensorFlow is not needed: the files are array_records, read by `as_data_source`. Each picture is stored once, as the bytes of
+its file, and records refer to it by index. Polygons are stored as run lengths, so that they are rasterized only once. Records
+keep the order of the annotation file. A "+" in a split's name becomes "plus", because TFDS reads it as a sum.
 """
 
 import contextlib
@@ -106,7 +106,7 @@ class Referring(tfds.core.GeneratorBasedBuilder):
             "height": np.int64,
             "expressions": tfds.features.Sequence(text),
             "group": text,
-            "boxes": tfds.features.Sequence(text),  # "x1 y1 x2 y2", pixels; as text, for TFDS cuts numbers to float32
+            "boxes": tfds.features.Sequence(text),  # "x1 y1 x2 y2", pixels; text, because TFDS would round to float32
             "masks": tfds.features.Sequence(text),
             "object_ids": tfds.features.Sequence(text),
         }
@@ -138,7 +138,7 @@ class Referring(tfds.core.GeneratorBasedBuilder):
 def write_pictures(
     family: str, data_dir: Path, names: Sequence[str], folder: Path, digest: str, num_workers: int
 ) -> Pictures:
-    """Write the named pictures of `folder`, or keep what an earlier call has written of the same `pictures_digest`.
+    """Write the named pictures of `folder`, unless an earlier call has written those with the same `pictures_digest`.
 
     Atomic: a temporary folder is renamed at the end. Raises InputError for a damaged picture, and where nothing can be written.
     """
@@ -173,7 +173,7 @@ def write_records(family: str, data_dir: Path, records: Sequence[Record], digest
 
 
 def _write(builder: tfds.core.DatasetBuilder) -> None:
-    """Make the data set without TFDS's messages, which speak of downloads."""
+    """Write the data set without TFDS's messages, which mention downloads."""
     tfds.disable_progress_bar()
     try:
         with contextlib.redirect_stdout(io.StringIO()):

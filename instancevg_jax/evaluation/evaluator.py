@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 from data_pipelines import loader, splits
 from instancevg_jax.answers.grounding import Grounding
 from instancevg_jax.answers.postprocess import postprocess, resize_levels, thresholds_passed, to_original_size
-from instancevg_jax.config import Config, EvalConfig, check
+from instancevg_jax.config import Config, EvalConfig
 from instancevg_jax.errors import InputError
 from instancevg_jax.evaluation.metrics import COLUMNS, TASKS, Metrics, Row, Truth, answers, resized, truths
 from instancevg_jax.evaluation.sweep import Sweep, thresholds_around
@@ -67,9 +67,8 @@ class Evaluator:
             sweep: measure at other score thresholds too.
 
         Raises:
-            InputError: an invalid setting, or a batch size that the devices do not divide.
+            InputError: a batch size that the devices do not divide.
         """
-        check(config)
         sharding.check_batch_size(config.eval.batch_size, mesh, "eval.batch_size")
         self._mesh, self._config = mesh, config
         self._thresholds = thresholds_around(config.eval.score_threshold) if sweep else ()

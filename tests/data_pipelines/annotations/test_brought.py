@@ -420,7 +420,7 @@ def test_the_mixture_of_the_real_sample():
 
     assert facts(records) == facts(theirs)
     message = (
-        r"both have a split 'testA'; expected --merge refcoco, which names .* or --merge join, which puts them together"
+        r"both have a split 'testA'; expected --merge refcoco, which names .* or --merge join, which joins them"
     )
     with pytest.raises(InputError, match=message):
         read_files(paths)
