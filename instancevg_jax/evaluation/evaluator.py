@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 from data_pipelines import loader, splits
 from instancevg_jax.answers.grounding import Grounding
 from instancevg_jax.answers.postprocess import postprocess, resize_levels, thresholds_passed, to_original_size
-from instancevg_jax.config import Config, EvalConfig
+from instancevg_jax.config import Config, EvalConfig, check
 from instancevg_jax.errors import InputError
 from instancevg_jax.evaluation.metrics import COLUMNS, TASKS, Metrics, Row, Truth, answers, resized, truths
 from instancevg_jax.evaluation.sweep import Sweep, thresholds_around
@@ -67,8 +67,9 @@ class Evaluator:
             sweep: measure at other score thresholds too.
 
         Raises:
-            InputError: a batch size that the devices do not divide.
+            InputError: an invalid setting, or a batch size that the devices do not divide.
         """
+        check(config)
         sharding.check_batch_size(config.eval.batch_size, mesh, "eval.batch_size")
         self._mesh, self._config = mesh, config
         self._thresholds = thresholds_around(config.eval.score_threshold) if sweep else ()
@@ -191,7 +192,7 @@ class _Progress:
 
 @dataclass(frozen=True)
 class _Answered:
-    """What the devices compute for a batch."""
+    """The results of the devices for a batch."""
 
     predictions: dict[str, Predictions]  # by rule; with each query's own mask where answers are asked for
     passed: Any  # `thresholds_passed` [B, H, W]; None without a sweep
@@ -201,7 +202,7 @@ jax.tree_util.register_dataclass(_Answered)
 
 
 class _Measures:
-    """Everything that is measured of this process's records of a split."""
+    """The measurements of this process's records of a split."""
 
     def __init__(
         self,
@@ -216,7 +217,7 @@ class _Measures:
         self._sweep = Sweep(thresholds, settings.protocol) if thresholds else None
 
     def update(self, answered: _Answered, batch: Batch, records: np.ndarray) -> None:
-        """Measure the records of a batch, except those that only fill it up. Waits for the devices."""
+        """Measure the records of a batch, without padding. Waits for the devices."""
         answered = _local(answered)
         predicted = {rule: answers(predictions) for rule, predictions in answered.predictions.items()}
         targets, own = truths(batch.targets), self._settings.no_target_rule
@@ -233,7 +234,7 @@ class _Measures:
                 self._on_answer(record, self._grounding(answered.predictions[own], i, record), rows[own])
 
     def _truth(self, truth: Truth, record: int) -> Truth:
-        """In the pixels that are compared; `truth` is the target in the network's."""
+        """The truth at the resolution of the comparison; `truth` is at the network's."""
         if self._settings.resolution == "network":
             return truth
         boxes, mask = self._source.truth(record)

@@ -49,9 +49,9 @@ def scale_by_torch_amsgrad(b1: float, b2: float, eps: float) -> optax.GradientTr
 
 
 def scale_by_muon(config: OptimConfig) -> optax.GradientTransformation:
-    """Muon for the matrices of linear layers, Adam (with Nesterov's look-ahead) for every other parameter.
+    """Muon for the matrices of linear layers, Adam with Nesterov momentum for all other parameters.
 
-    Updates of both have the same size (RMS 0.2). Source: Jordan 2024, github.com/KellerJordan/Muon; scaled as in Liu et al. 2025,
+    The updates of both have the same RMS, 0.2. Source: Jordan 2024, github.com/KellerJordan/Muon; scaled as in Liu et al. 2025,
     arXiv:2502.16982. Raises InputError for AMSGrad.
     """
     if config.amsgrad:
@@ -62,7 +62,7 @@ def scale_by_muon(config: OptimConfig) -> optax.GradientTransformation:
         return _with_names(lambda name, p: matrix if name.endswith("kernel") and p.ndim == 2 else None, params)
 
     return optax.contrib.muon(
-        learning_rate=-1.0,  # gives the direction; rate, scales and decay are applied later, as for Adam
+        learning_rate=-1.0,  # only the direction; rate, scales and decay are applied later, as for Adam
         eps=config.eps,
         adam_b1=config.b1,
         adam_b2=config.b2,
