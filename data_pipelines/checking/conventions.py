@@ -21,23 +21,19 @@ class Suspicion(NamedTuple):
     certain: bool = False  # some box is impossible as corners, and all are possible in the convention
 
 
-_READINGS: dict[str, Callable[[Box, Size], Box]] = {
-    "[x, y, width, height]": lambda b, size: (b[0], b[1], b[0] + b[2], b[1] + b[3]),
-    "corners [x1, y1, x2, y2], where [x, y, width, height] is expected": lambda b, size: (
-        b[0],
-        b[1],
-        b[2] - b[0],
-        b[3] - b[1],
-    ),
-    "normalized to 0..1": lambda b, size: (b[0] * size[1], b[1] * size[0], b[2] * size[1], b[3] * size[0]),
-    "normalized to 0..1000": lambda b, size: (
-        b[0] * size[1] / 1000,
-        b[1] * size[0] / 1000,
-        b[2] * size[1] / 1000,
-        b[3] * size[0] / 1000,
-    ),
-}
+def _scaled(box: Box, x: float, y: float) -> Box:
+    return box[0] * x, box[1] * y, box[2] * x, box[3] * y
+
+
+_XYWH = "[x, y, width, height]"
+_CORNERS = "corners [x1, y1, x2, y2], where [x, y, width, height] is expected"
 _THOUSAND = "normalized to 0..1000"
+_READINGS: dict[str, Callable[[Box, Size], Box]] = {  # convention -> the box as it is meant
+    _XYWH: lambda b, size: (b[0], b[1], b[0] + b[2], b[1] + b[3]),
+    _CORNERS: lambda b, size: (b[0], b[1], b[2] - b[0], b[3] - b[1]),
+    "normalized to 0..1": lambda b, size: _scaled(b, size[1], size[0]),
+    _THOUSAND: lambda b, size: _scaled(b, size[1] / 1000, size[0] / 1000),
+}
 
 
 def is_normalized(coordinates: Iterable[float], size: Size) -> bool:
@@ -69,8 +65,8 @@ def suspect(records: Iterable[Record], pictures: dict[str, PictureInfo]) -> Susp
     if any(_is_impossible(box, size) for box, size in boxes):
         cause = _cause_of_impossible(boxes)
         return Suspicion(cause, certain=bool(cause))
-    if _fit("[x, y, width, height]", boxes) and sum(_shrinkage(box) for box, _ in boxes) < _SMALL * len(boxes):
-        return Suspicion("[x, y, width, height]")
+    if _fit(_XYWH, boxes) and sum(_shrinkage(box) for box, _ in boxes) < _SMALL * len(boxes):
+        return Suspicion(_XYWH)
     largest, sides = max(max(box) for box, _ in boxes), min(min(size) for _, size in boxes)
     if len(boxes) >= _ENOUGH and 900 < largest <= 1000 and sides >= 1500:
         return Suspicion(_THOUSAND)
@@ -78,7 +74,7 @@ def suspect(records: Iterable[Record], pictures: dict[str, PictureInfo]) -> Susp
 
 
 def _cause_of_impossible(boxes: list[tuple[Box, Size]]) -> str:
-    for name in list(_READINGS)[:2]:
+    for name in (_XYWH, _CORNERS):
         if _fit(name, boxes):
             return name
     outside = [is_far_outside(box, *size) for box, size in boxes]

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from data_pipelines import masks
-from data_pipelines.records import RLE
+from data_pipelines.annotations.values import segmentation
 from data_pipelines.splits import Split
 from instancevg_jax.config import Config
 from instancevg_jax.errors import InputError, first_line
@@ -218,18 +218,8 @@ def _says_none(prediction: Prediction, scores: np.ndarray, mask: np.ndarray, thr
 
 
 def _decoded(encoding: Any, shape: tuple[int, int]) -> Bool[np.ndarray, "H W"]:
-    """A mask from COCO's run-length encoding, compressed or not."""
-    height, width = shape
-    size = encoding.get("size") if isinstance(encoding, dict) else None
-    if size is None or "counts" not in encoding:
-        raise InputError(f'a mask is {str(encoding)[:60]!r}; expected {{"size": [{height}, {width}], "counts": ...}}')
-    if list(size) != [height, width]:
-        raise InputError(f"a mask has size {size}; expected [{height}, {width}], the picture's height and width")
-    counts = encoding["counts"]
-    try:
-        rle = (
-            RLE(height, width, counts) if isinstance(counts, str) else masks.uncompressed_to_rle(counts, height, width)
-        )
-        return masks.decode(rle).astype(bool)
-    except TypeError as error:
-        raise InputError(f"the counts of a mask are {str(counts)[:60]!r}; expected COCO's run lengths") from error
+    """A mask in any form that annotations may have, such as COCO's run-length encoding, compressed or not."""
+    stated = segmentation(encoding, "a mask", folders=())
+    if stated is None:
+        raise InputError("a mask is missing or null; expected COCO's run-length encoding")
+    return masks.decode(masks.sized(stated, *shape)).astype(bool)
