@@ -99,7 +99,7 @@ def convert(
     params = rules.to_target(state, TABLES[kind], expected, source, stale_aliases=ema)
     if ema:
         for key in rules.differing_aliases(state, found):
-            report(f"{key} differs from {found.aliases[key]}, which is used: the original shares this module")
+            report(f"{key} differs from {found.aliases[key]}, which is taken: the original shares this module")
     fitted = fit_backbone(params, Grid.of(stored), Grid.of(config.model))
     for name, value in fitted.items():
         size = f"pictures of {config.model.image_height} x {config.model.image_width}"
