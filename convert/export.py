@@ -1,4 +1,4 @@
-"""Ours -> the original's state dict, complete: with the tensors that the original has and never uses."""
+"""Our parameters -> the original's complete state dict, including tensors that the original has and never uses."""
 
 import dataclasses
 import functools
@@ -13,31 +13,27 @@ from flax import nnx
 
 from convert.instancevg import TABLE
 from convert.rules import to_source
-from instancevg_jax.checkpoint import find_checkpoint, load_model
+from instancevg_jax.checkpoint import abstract_model, find_checkpoint, load_model
 from instancevg_jax.config import Config, ModelConfig
 from instancevg_jax.errors import InputError, first_line
-from instancevg_jax.models.instancevg import InstanceVG
 from instancevg_jax.runtime.trees import flatten
 
-LEFT_OUT_FILE = "original_only.npz"  # in a converted directory: the original's tensors that have no place in ours
+LEFT_OUT_FILE = "original_only.npz"  # in a converted directory: the original's tensors that our model lacks
 
 
 def expected_shapes(config: Config) -> dict[str, tuple[int, ...]]:
-    """The shape of every parameter and statistic of the model, by name. Nothing is computed."""
+    """The shape of every parameter and statistic of the model, by name."""
     return dict(_shapes(dataclasses.astuple(config.model)))
 
 
 @functools.lru_cache(4)
 def _shapes(settings: tuple) -> dict[str, tuple[int, ...]]:
-    try:
-        model = nnx.eval_shape(lambda: InstanceVG(ModelConfig(*settings), rngs=nnx.Rngs(0)))
-    except (ValueError, TypeError, ArithmeticError) as error:
-        raise InputError(f"no model can be built from the config ({error})") from error
+    model = abstract_model(ModelConfig(*settings), "the config")
     return {name: leaf.shape for name, leaf in flatten(nnx.state(model)).items()}
 
 
 def unused_tensors(config: Config) -> dict[str, np.ndarray]:
-    """The original's tensors that have no place here, at neutral values: zeros, and the loss's class weights.
+    """The original's tensors that our model lacks, at neutral values: zeros, and the loss's class weights.
 
     Source: the original's models/heads/uni_gref_deformable_head.py and its parts. Nothing reads them in evaluation.
     """
@@ -71,8 +67,8 @@ def pack(tensors: dict[str, np.ndarray]) -> bytes:
 def original_state(directory: str | Path) -> tuple[dict[str, np.ndarray], int]:
     """A checkpoint directory's parameters as the original's state dict, and how many tensors came from LEFT_OUT_FILE.
 
-    What that file does not hold (the model was trained here) is at the values of `unused_tensors`. Raises InputError for a
-    directory that is no whole checkpoint.
+    Tensors that the file lacks (the model was trained here) have the values of `unused_tensors`. Raises InputError for an
+    incomplete checkpoint directory.
     """
     directory = find_checkpoint(directory)
     model, config = load_model(directory)
@@ -82,7 +78,7 @@ def original_state(directory: str | Path) -> tuple[dict[str, np.ndarray], int]:
 
 
 def kept_tensors(path: Path, config: Config) -> dict[str, np.ndarray]:
-    """The content of LEFT_OUT_FILE; {} where there is none. Raises InputError unless it is whole and fits the config."""
+    """The content of LEFT_OUT_FILE; {} without the file. Raises InputError if it is damaged or does not fit the config."""
     if not path.is_file():
         return {}
     try:

@@ -26,7 +26,7 @@ MOST_PADDING = 10  # rows of the text embedding without a token: BEiT-3 has 64,0
 
 @dataclass(frozen=True)
 class Weights:
-    """A file that was read: its tensors under the original's names, and what they are of."""
+    """The content of an official file: its tensors under the original's names, and the model they belong to."""
 
     path: Path
     layout: str
@@ -38,7 +38,7 @@ class Weights:
 def read(path: str | Path, ema: bool = False) -> Weights:
     """Read and recognize an official file.
 
-    `ema` takes averaged weights (`ema_state_dict`, `model_ema`), completed with the buffers of the plain ones, which averages lack.
+    With `ema`, the averaged weights (`ema_state_dict`, `model_ema`), with the buffers of the plain weights, which averages lack.
     Raises InputError for a damaged file and for anything but InstanceVG and BEiT-3.
     """
     path = Path(path)
@@ -52,7 +52,7 @@ def read(path: str | Path, ema: bool = False) -> Weights:
 
 
 def check_tokenizer(tokenizer: Tokenizer, model: ModelConfig, source: str | Path) -> None:
-    """Raise InputError unless the tokenizer's ids fill the rows of the model's text embedding, a few spare ones excepted."""
+    """Raise InputError unless the tokenizer's ids fill the model's text embedding, except for a few unused rows."""
     rows, ids = model.vocab_size, tokenizer.vocab_size
     if not rows - MOST_PADDING <= ids <= rows:
         expected = f"expected {rows - MOST_PADDING} to {rows} for a model with {rows} rows of text embeddings"
@@ -73,16 +73,16 @@ def convert(
 
     Args:
         weights: the file.
-        config: of the model to make; its picture and patch size may differ from the file's.
-        tokenizer: travels with the model.
+        config: of the new model; its picture and patch size may differ from the file's.
+        tokenizer: is stored with the model.
         directory: where to write.
         origin: what provenance.json names as the source.
-        report: called with one line for everything that was resized, left out or ambiguous.
-        ema: the weights are an average, which may hold stale copies of shared modules: the first copy counts.
-        verbose: report every tensor that does not fit, not only the first three.
+        report: called with one line for everything that is resized, left out or ambiguous.
+        ema: the weights are averages. These may have stale copies of shared modules, of which the first is taken.
+        verbose: report all tensors that do not fit, not only the first three.
 
     Raises:
-        InputError: the file does not fit the config or the tokenizer, holds values that are no weights, or nothing can be written.
+        InputError: the file does not fit the config or the tokenizer, has values that are not weights, or writing fails.
     """
     source, kind, state = str(weights.path), weights.found.kind, weights.state
     recognize.check_size(weights.found, config.model, source)
@@ -91,7 +91,7 @@ def convert(
     expected = export.expected_shapes(replace(config, model=stored))
     if kind == "beit3":
         expected = {name: shape for name, shape in expected.items() if name.startswith(BACKBONE)}
-    found = rules.plan(state, TABLES[kind], expected)
+    found = rules.assign(state, TABLES[kind], expected)
     report(found.summary())
     if verbose:
         for line in found.problems():
@@ -99,7 +99,7 @@ def convert(
     params = rules.to_target(state, TABLES[kind], expected, source, stale_aliases=ema)
     if ema:
         for key in rules.differing_aliases(state, found):
-            report(f"{key} differs from {found.aliases[key]}, which is taken: one shared module in the original")
+            report(f"{key} differs from {found.aliases[key]}, which is taken: the original shares this module")
     fitted = fit_backbone(params, Grid.of(stored), Grid.of(config.model))
     for name, value in fitted.items():
         size = f"pictures of {config.model.image_height} x {config.model.image_width}"
@@ -129,7 +129,7 @@ def digest(path: Path) -> str:
 def _stored_model(found: Recognized, model: ModelConfig, source: str) -> ModelConfig:
     """`model` with the file's picture and patch size.
 
-    A file does not say its picture's proportions: a square number of patches is taken for a square picture.
+    A file does not state its picture's proportions: a square number of patches is assumed to be a square picture.
     """
     if found.patches is None or not found.patch_size:
         return model

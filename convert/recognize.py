@@ -1,7 +1,7 @@
-"""What a file of official weights holds: BEiT-3 or InstanceVG, which size, and the config that belongs to it.
+"""What a file of official weights contains: BEiT-3 or InstanceVG, of which size, and the matching config.
 
-All of it is read from names and shapes of tensors. Two settings leave no trace there, the number of attention heads and the
-number of tokens; they are known for the sizes that the authors published, so only those are recognized without a config.
+It is inferred from the names and shapes of the tensors, which do not show the numbers of attention heads and of tokens. These are
+known for the published sizes, so only published models are recognized without a config.
 """
 
 import importlib
@@ -27,7 +27,7 @@ SIZES = {"base": base(), "large": large()}
 
 @dataclass(frozen=True)
 class Recognized:
-    """The sizes that a file's tensors have. None: the tensor that tells is missing, or has too few dimensions."""
+    """Sizes inferred from a file's tensors. None: the tensor that shows it is missing or has too few dimensions."""
 
     kind: Kind
     width: int | None
@@ -74,7 +74,7 @@ def plain_names(state: Mapping[str, T]) -> dict[str, T]:
 
 
 def recognize(state: Mapping[str, Tensor], source: str) -> Recognized:
-    """What the state dict is of, by `plain_names`. Raises InputError naming `source` for anything but the two models."""
+    """The model of a state dict with `plain_names`. Raises InputError naming `source` for anything but the two models."""
     if any(key.startswith(f"{BACKBONES['instancevg']}.") for key in state):
         kind: Kind = "instancevg"
     elif any(key.startswith(f"{BACKBONES['beit3']}.") for key in state):
@@ -97,7 +97,7 @@ def recognize(state: Mapping[str, Tensor], source: str) -> Recognized:
 
 
 def check_kind(found: Recognized, kind: Kind, source: str) -> None:
-    """Raise InputError, naming the right command, where a file is not what the command converts."""
+    """Raise InputError, naming the right command, if a file holds the other model."""
     if found.kind == kind:
         return
     what = {
@@ -108,7 +108,7 @@ def check_kind(found: Recognized, kind: Kind, source: str) -> None:
 
 
 def check_size(found: Recognized, model: ModelConfig, source: str) -> None:
-    """Raise InputError where the file and the config are of two sizes."""
+    """Raise InputError if file and config have different sizes."""
     if (found.width, found.depth) != (model.width, model.depth):
         asked = f"the config asks for {model.depth} blocks of width {model.width}"
         name = next((n for n, m in SIZES.items() if (m.width, m.depth) == (model.width, model.depth)), None)
@@ -130,8 +130,8 @@ def official_config(name: str) -> Config:
 def config_of(found: Recognized, source: str) -> Config:
     """The config of the published model that has these sizes, for the picture size of the file.
 
-    One query means RefCOCO, ten gRefCOCO; the models for Ref-ZOM and R-RefCOCO are the same network as the latter's and answer
-    alike, only their data set and metrics differ. Raises InputError, asking for --config, for every other model.
+    One query means RefCOCO, ten gRefCOCO. The models for Ref-ZOM and R-RefCOCO are the same network as gRefCOCO's; only data set
+    and metrics differ. Raises InputError, asking for --config, for every other model.
     """
     names: dict[tuple[str, int | None], str] = {
         ("base", 10): "grefcoco",

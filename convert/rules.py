@@ -1,4 +1,4 @@
-"""The engine behind every conversion: a declarative table of names, read in both directions.
+"""Conversion by a declarative table of names, used in both directions.
 
 A `RuleTable` states where each tensor of the original's state dict goes in our parameter tree, which names are aliases of
 the same tensor, and which are left out and why. Every key needs an entry, and every parameter needs a key.
@@ -22,13 +22,13 @@ from tqdm import tqdm
 from instancevg_jax.errors import InputError
 
 Shape = tuple[int, ...]
-Transform = Literal["none", "transpose", "conv", "conv_transpose", "squeeze_conv", "patch"]
+LayoutChange = Literal["none", "transpose", "conv", "conv_transpose", "squeeze_conv", "patch"]
 
-MAX_SUGGESTIONS = 100  # with more mismatches, no nearest names are searched: the search is quadratic
+MAX_SUGGESTIONS = 100  # mismatches up to which the nearest names are searched; the search is quadratic
 
 
 class Tensor(Protocol):
-    """What a state dict holds: an array, or a reference that `np.asarray` reads."""
+    """A value of a state dict: an array, or a reference that `np.asarray` reads."""
 
     @property
     def shape(self) -> Shape: ...
@@ -38,7 +38,7 @@ class Tensor(Protocol):
 class Rule:
     """One tensor of the original (`source`) and its name in our tree (`target`).
 
-    Transforms, original -> ours:
+    Transforms from the original to ours:
 
         none            as it is
         transpose       [out, in] -> [in, out]
@@ -50,7 +50,7 @@ class Rule:
 
     source: str
     target: str
-    transform: Transform = "none"
+    transform: LayoutChange = "none"
 
     def __post_init__(self):
         _same_wildcards(self.source, self.target)
@@ -58,7 +58,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Ignore:
-    """Keys that are left out. `source` is a regular expression that the whole key matches."""
+    """Keys that are left out. `source` is a regular expression for the complete key."""
 
     source: str
     reason: str
@@ -69,13 +69,13 @@ class RuleTable:
     """The names of one layout."""
 
     rules: Sequence[Rule]
-    aliases: Sequence[tuple[str, str]] = ()  # ("head.box.{i}.", "head.box.0."): prefixes of other names of one module
+    aliases: Sequence[tuple[str, str]] = ()  # ("head.box.{i}.", "head.box.0."): prefixes of other names for one module
     ignores: Sequence[Ignore] = ()
 
 
 @dataclass
-class Plan:
-    """Where every key of a state dict goes, decided before any value is read."""
+class Assignment:
+    """The destination of every key of a state dict, decided before any value is read."""
 
     assigned: dict[str, tuple[str, Rule]] = field(default_factory=dict)  # target path -> source key, its rule
     aliases: dict[str, str] = field(default_factory=dict)  # key -> the key it must equal
@@ -85,7 +85,7 @@ class Plan:
     wrong_shape: dict[str, tuple[Shape, Shape]] = field(default_factory=dict)  # key -> found, expected
 
     def summary(self) -> str:
-        """A table for people: how many keys went where."""
+        """A table of how many keys are converted, left out, missing and so on."""
         rows = [("converted", len(self.assigned)), ("aliases, equal to another key", len(self.aliases))]
         for reason in sorted(set(self.ignored.values())):
             rows.append((f"left out: {reason}", list(self.ignored.values()).count(reason)))
@@ -105,12 +105,12 @@ class Plan:
         return lines
 
 
-def plan(state: Mapping[str, Tensor], table: RuleTable, expected: Mapping[str, Shape]) -> Plan:
-    """Decide where every key goes. `expected`: the shape of every parameter of the model, by its path.
+def assign(state: Mapping[str, Tensor], table: RuleTable, expected: Mapping[str, Shape]) -> Assignment:
+    """Assign every key. `expected`: the shape of every parameter of the model, by its path.
 
-    A key that two entries claim, or a path that two keys fill, is a mistake in the table and raises ValueError.
+    Raises ValueError for a mistake in the table: a key that matches two entries, or a path that two keys fill.
     """
-    result = Plan()
+    result = Assignment()
     for key, tensor in state.items():
         entry = classify(key, table)
         if entry is None:
@@ -145,14 +145,14 @@ def to_target(
     source: str = "the file",
     stale_aliases: bool = False,
 ) -> dict[str, np.ndarray]:
-    """Original -> ours: an array for every path of `expected`, as float32.
+    """Original -> ours: a float32 array per path of `expected`.
 
-    Largest tensors come first, so that the memory needed is that of the result and little more.
+    The largest tensors are converted first, so that little more memory is needed than for the result.
 
-    `source` names the file in errors. Raises InputError if a key or shape does not fit, where an alias
-    differs from what it stands for (unless `stale_aliases`), or a tensor holds something else than finite floats.
+    `source` names the file in errors. Raises InputError if a key or shape does not fit, an alias differs from its
+    original (unless `stale_aliases`), or a tensor has values other than finite floats.
     """
-    found = plan(state, table, expected)
+    found = assign(state, table, expected)
     check(found, source)
     if not stale_aliases:
         for key in differing_aliases(state, found):
@@ -164,13 +164,13 @@ def to_target(
     return {path: _convert(state[key], rule.transform, key, source) for path, (key, rule) in bar}
 
 
-def differing_aliases(state: Mapping[str, Tensor], found: Plan) -> Iterator[str]:
-    """The second names whose tensor is not that of the first."""
+def differing_aliases(state: Mapping[str, Tensor], found: Assignment) -> Iterator[str]:
+    """The aliases whose tensor differs from the one they should equal."""
     return (key for key, canonical in found.aliases.items() if not _equal(state[key], state[canonical]))
 
 
-def check(found: Plan, source: str) -> None:
-    """Raise InputError unless everything fits."""
+def check(found: Assignment, source: str) -> None:
+    """Raise InputError if there are problems."""
     problems = found.problems()
     if problems:
         more = f" and {len(problems) - 3} more, listed with --verbose" if len(problems) > 3 else ""
@@ -189,9 +189,9 @@ def ignored_values(state: Mapping[str, Tensor], table: RuleTable) -> dict[str, n
 def to_source(
     params: Mapping[str, np.ndarray], table: RuleTable, left_out: Mapping[str, np.ndarray], copies: int
 ) -> dict[str, np.ndarray]:
-    """Ours -> original: every rule read backwards, `left_out` added as it is, and aliases repeated as the same array.
+    """Ours -> original: every rule reversed, `left_out` added, and aliases repeated as the same array.
 
-    `copies`: how many names every shared module has. The arrays are views where the transform allows it.
+    `copies`: number of names of each shared module. The arrays are views where the transform allows it.
     """
     state: dict[str, np.ndarray] = {}
     for path, value in params.items():
@@ -209,15 +209,15 @@ def to_source(
 
 
 def source_key(path: str, table: RuleTable) -> tuple[str, Rule]:
-    """The original's name of one of our parameters, and the rule that says so. ValueError if none or several do."""
+    """The original's name of one of our parameters, and its rule. Raises ValueError unless exactly one rule matches."""
     hits = [rule for rule in table.rules if _pattern(rule.target).fullmatch(path)]
     if len(hits) != 1:
         raise ValueError(f"{len(hits)} rules fill the parameter {path}, expected one")
     return _render(hits[0].target, hits[0].source, path), hits[0]
 
 
-def source_shape(shape: Shape, transform: Transform) -> Shape:
-    """The shape in the original's layout of a parameter that has `shape` in ours."""
+def source_shape(shape: Shape, transform: LayoutChange) -> Shape:
+    """The shape in the original of a parameter that has `shape` in ours."""
     return BACKWARD[transform](np.broadcast_to(np.float32(0), shape)).shape
 
 
@@ -230,7 +230,7 @@ def _patch_backward(x: np.ndarray) -> np.ndarray:
     return x.reshape(size, size, 3, x.shape[1]).transpose(3, 2, 0, 1)
 
 
-FORWARD: dict[Transform, Callable[[np.ndarray], np.ndarray]] = {
+FORWARD: dict[LayoutChange, Callable[[np.ndarray], np.ndarray]] = {
     "none": lambda x: x,
     "transpose": lambda x: x.transpose(1, 0),
     "conv": lambda x: x.transpose(2, 3, 1, 0),
@@ -238,7 +238,7 @@ FORWARD: dict[Transform, Callable[[np.ndarray], np.ndarray]] = {
     "squeeze_conv": lambda x: x[:, :, 0, 0].transpose(1, 0),
     "patch": _patch_forward,
 }
-BACKWARD: dict[Transform, Callable[[np.ndarray], np.ndarray]] = {
+BACKWARD: dict[LayoutChange, Callable[[np.ndarray], np.ndarray]] = {
     "none": lambda x: x,
     "transpose": lambda x: x.transpose(1, 0),
     "conv": lambda x: x.transpose(3, 2, 0, 1),
@@ -249,12 +249,12 @@ BACKWARD: dict[Transform, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def is_float(dtype: np.dtype) -> bool:
-    """Whether these are real floating point numbers, those of ml_dtypes included."""
+    """Whether a dtype is real floating point, including those of ml_dtypes."""
     return dtype.name.startswith(("float", "bfloat"))
 
 
-def _convert(value: Tensor, transform: Transform, key: str, source: str) -> np.ndarray:
-    """A contiguous float32 copy in our layout that holds on to nothing of its source."""
+def _convert(value: Tensor, transform: LayoutChange, key: str, source: str) -> np.ndarray:
+    """A contiguous float32 copy in our layout that keeps no reference to the source."""
     read = np.asarray(value)
     if not is_float(read.dtype):
         raise InputError(f"{source}: {key} holds {read.dtype}; expected floating point numbers")
@@ -274,7 +274,7 @@ def _equal(first: Tensor, second: Tensor) -> bool:
 
 
 def classify(key: str, table: RuleTable) -> Rule | Ignore | str | None:
-    """The one entry that claims `key`; for an alias, the name it stands for; None where nothing does."""
+    """The entry that matches `key`; for an alias, the key it should equal; None if nothing matches."""
     hits: list[Rule | Ignore | str] = [rule for rule in table.rules if _pattern(rule.source).fullmatch(key)]
     hits += [ignore for ignore in table.ignores if re.fullmatch(ignore.source, key)]
     for prefix, canonical in table.aliases:

@@ -61,11 +61,10 @@ def batches(
         An iterator of numpy `Batch`es, with `get_state()` and `set_state(state)` to resume in the middle of an epoch.
 
     Raises:
-        InputError: the source is empty or a size is out of range; while iterating, whatever the transform raises.
+        InputError: the source is empty; while iterating, whatever the transform raises.
     """
-    _check(source, batch_size, num_epochs, num_workers)
-    if not 0 <= shard_index < shard_count:
-        raise InputError(f"shard_index is {shard_index}; expected 0 to {shard_count - 1}, below shard_count")
+    if not len(source):
+        raise InputError("the split has no records; expected at least one")
     items = grain.MapDataset.source(_Weighted(source, 1.0, len(source))).seed(seed)
     if shuffle:
         items = items.shuffle()
@@ -102,11 +101,3 @@ class _Example:
     def __call__(self, numbered: tuple[Any, float, int], rng: np.random.Generator) -> Any:
         item, weight, number = numbered
         return replace(self._transform(item, rng), example_weight=np.float32(weight), item=np.int32(number))
-
-
-def _check(source: Source, batch_size: int, num_epochs: int | None, num_workers: int) -> None:
-    if not len(source):
-        raise InputError("the split has no records; expected at least one")
-    for name, value in {"batch_size": batch_size, "num_workers": num_workers, "num_epochs": num_epochs}.items():
-        if value is not None and value < 1:
-            raise InputError(f"{name} is {value}; expected at least 1")

@@ -1,13 +1,12 @@
-"""The typed record that every annotation becomes, and which of its objects a protocol takes."""
+"""The typed record for every annotation, and the selection of its objects by a protocol."""
 
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from instancevg_jax.errors import InputError
 
-Protocol = Literal["official", "strict"]
 Box = tuple[float, float, float, float]  # (x1, y1, x2, y2) in pixels of the picture
 FAMILIES = {
     "refcoco": "RefCOCO, RefCOCO+ and RefCOCOg: one object per sentence",
@@ -33,7 +32,7 @@ Segmentation = Polygons | RLE
 
 @dataclass(frozen=True)
 class Instance:
-    """One object as its file states it. None means null or a missing key; both None means that there is no object."""
+    """One object as stated in its file. None means null or a missing key; both None means that there is no object."""
 
     box: Box | None
     segmentation: Segmentation | None
@@ -61,27 +60,20 @@ class Record:
 
 
 class Selection(NamedTuple):
-    """What a protocol takes from a record."""
+    """The objects and masks of a record under a protocol."""
 
     objects: tuple[Instance, ...]  # each is a target with its own box and mask
     merged: tuple[Segmentation, ...]  # the merged mask is their union
 
 
-def check_protocol(name: str) -> Protocol:
-    """`name` as a `Protocol`. Raises InputError for any other name."""
-    if name == "official" or name == "strict":
-        return name
-    raise InputError(f"protocol is {name!r}; expected 'official' or 'strict'")
-
-
-def select(record: Record, protocol: Protocol) -> Selection:
+def select(record: Record, protocol: str) -> Selection:
     """The objects that a record's expressions mean, and the segmentations that make up the merged mask.
 
     "official" stops where the original stops (its loading.py: `_load_bboxes`, `_load_masks`, `_load_masks_parts`): objects
     end at the first null box or null or empty segmentation, the merged mask at the first null segmentation. "strict"
     skips nulls only; an object with only a box or only a mask is kept.
     """
-    if check_protocol(protocol) == "strict":
+    if protocol == "strict":
         objects = tuple(i for i in record.instances if i.box is not None or i.segmentation)
         return Selection(objects, tuple(i.segmentation for i in objects if i.segmentation))
     objects = _until(record.instances, lambda i: i.box is None or not i.segmentation)
@@ -95,8 +87,8 @@ def coco_number(picture: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def default_protocol(family: str) -> Protocol:
-    """Your own data is read as it is meant; the published data sets are read as the original reads them."""
+def default_protocol(family: str) -> str:
+    """ "strict" for your own data; "official" for the published data sets, which are read as in the original."""
     return "strict" if family == "custom" else "official"
 
 
@@ -105,7 +97,7 @@ def is_partial(record: Record) -> bool:
     return any((i.box is None) != (not i.segmentation) for i in record.instances)
 
 
-def most_objects(records: Iterable[Record], protocol: Protocol) -> int:
+def most_objects(records: Iterable[Record], protocol: str) -> int:
     """The largest number of objects in one record, and so the smallest `max_targets` for these records."""
     return max((len(select(record, protocol).objects) for record in records), default=0)
 

@@ -1,4 +1,4 @@
-"""A split of a data set, whatever the data set: what training, evaluation and reports ask of it."""
+"""The interface of a split of a data set, for training, evaluation and reports."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,8 +27,8 @@ class Description:
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A record to look at, in the picture's own pixels."""
+class Sample:
+    """A record with its picture and targets, in the picture's own pixels."""
 
     picture: np.ndarray  # [H, W, 3] uint8, RGB
     expression: str
@@ -45,10 +45,9 @@ class Guess:
 
 
 class Split(Protocol):
-    """A source of the loader, opened once and used for batches, metrics, reports and messages.
+    """A source for the loader, opened once and used for batches, metrics, reports and messages.
 
-    An item is what the loader takes at one step of an epoch. Outside training every item is one record, of the same
-    number.
+    An item is one element of an epoch. Outside training every item is one record, with the same number.
     """
 
     @property
@@ -84,7 +83,7 @@ class Split(Protocol):
         """Boxes [N, 4], xyxy, and merged mask [H, W], bool, of the targets in the picture's own pixels."""
         ...
 
-    def show(self, record: int) -> Shown:
+    def show(self, record: int) -> Sample:
         """A record with its picture and its targets."""
         ...
 

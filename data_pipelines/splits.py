@@ -12,8 +12,8 @@ from data_pipelines.prepared.builders import FAMILIES
 from data_pipelines.prepared.split import open_referring
 from data_pipelines.shapes.dataset import TOKENIZER_PATH
 from data_pipelines.shapes.split import open_shapes
-from data_pipelines.split import ENDLESS, Description, Guess, Shown, Split
-from instancevg_jax.config import Config
+from data_pipelines.split import ENDLESS, Description, Guess, Sample, Split
+from instancevg_jax.config import EMBEDDED, Config
 from instancevg_jax.errors import InputError
 from instancevg_jax.inputs.tokenizer import Tokenizer
 from instancevg_jax.types import Batch
@@ -24,7 +24,7 @@ __all__ = [
     "DataSet",
     "Description",
     "Guess",
-    "Shown",
+    "Sample",
     "Split",
     "load_tokenizer",
     "open_split",
@@ -41,7 +41,7 @@ class DataSet:
 
 
 DATA_SETS = {  # by data.name
-    "shapes": DataSet(open_shapes, TOKENIZER_PATH),
+    EMBEDDED: DataSet(open_shapes, TOKENIZER_PATH),
     **dict.fromkeys(FAMILIES, DataSet(open_referring)),
 }
 

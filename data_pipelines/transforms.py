@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Float32, Float64, Int32, UInt8
 
 from data_pipelines import masks
 from data_pipelines.cache import PictureCache
-from data_pipelines.records import RLE, Box, Instance, Protocol, Record, Segmentation, select
+from data_pipelines.records import RLE, Box, Instance, Record, Segmentation, select
 from instancevg_jax.boxes import xyxy_to_cxcywh
 from instancevg_jax.errors import InputError
 from instancevg_jax.inputs.pictures import decode_picture, normalize, resize_picture
@@ -21,8 +21,8 @@ from instancevg_jax.inputs.tokenizer import Tokenizer
 from instancevg_jax.types import Batch, Targets
 
 
-class Choice(NamedTuple):
-    """Records of which one is drawn and read."""
+class Alternatives(NamedTuple):
+    """Records of which one is drawn at random and read."""
 
     load: Callable[
         [int], tuple[Record, Callable[[], bytes]]
@@ -73,7 +73,7 @@ def stack(examples: Sequence[Example], max_targets: int) -> Batch:
 
 @dataclass(frozen=True)
 class Transform:
-    """Makes the example of a `Choice`, drawing one of its records and one of the record's expressions.
+    """Makes the example of a `Alternatives`, drawing one of its records and one of the record's expressions.
 
     Raises InputError, naming the record, for a picture that is missing, damaged or of another size than stated, an
     expression without words, a mask that cannot be drawn, and more than `max_targets` objects.
@@ -84,10 +84,10 @@ class Transform:
     width: int
     max_tokens: int
     max_targets: int
-    protocol: Protocol = "official"
+    protocol: str = "official"
     cache: PictureCache | None = None
 
-    def __call__(self, choice: Choice, rng: np.random.Generator) -> Example:
+    def __call__(self, choice: Alternatives, rng: np.random.Generator) -> Example:
         """One example."""
         record, read = choice.load(choice.positions[int(rng.integers(len(choice.positions)))])
         expression = record.expressions[int(rng.integers(len(record.expressions)))]
@@ -154,7 +154,7 @@ def check_count(objects: int, max_targets: int) -> None:
         )
 
 
-def truth_of(record: Record, protocol: Protocol) -> tuple[Float64[np.ndarray, "N 4"], Bool[np.ndarray, "h w"]]:
+def truth_of(record: Record, protocol: str) -> tuple[Float64[np.ndarray, "N 4"], Bool[np.ndarray, "h w"]]:
     """The targets in the picture's own pixels: the objects' clipped boxes, and the merged mask.
 
     The record must state its picture's size, as prepared records do.

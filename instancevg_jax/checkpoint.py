@@ -22,7 +22,7 @@ import orbax.checkpoint as ocp
 from flax import nnx
 
 from instancevg_jax import config as configs
-from instancevg_jax.config import Config
+from instancevg_jax.config import Config, ModelConfig
 from instancevg_jax.errors import InputError, first_line
 from instancevg_jax.files import check_writable
 from instancevg_jax.inputs.tokenizer import Tokenizer
@@ -34,7 +34,7 @@ from instancevg_jax.runtime.version import __version__, git_commit
 FORMAT = "instancevg_jax checkpoint, version 1"
 PARAMS, CONFIG, TOKENIZER, PROVENANCE = "params", "config.json", "tokenizer.spm", "provenance.json"
 LFS_POINTER = b"version https://git-lfs"
-EDITABLE = (CONFIG, "README.md")  # what a user may change: neither size nor content is held
+EDITABLE = (CONFIG, "README.md")  # may be changed by the user: neither size nor content is checked
 
 
 def save_checkpoint(
@@ -46,16 +46,16 @@ def save_checkpoint(
     dtype: str | None = None,
     extra_files: Mapping[str, bytes] | None = None,
 ) -> None:
-    """Write a checkpoint directory, whole or not at all. An earlier checkpoint of that name is replaced.
+    """Write a checkpoint directory, completely or not at all. An earlier checkpoint of that name is replaced.
 
     Args:
         directory: where to write; its parent is created if needed.
-        params: the model's whole state, as `nnx.state(model)` or as nested dicts; on several hosts, gathered beforehand
-            and written by one process.
+        params: the model's state, as `nnx.state(model)` or as nested dicts; on several hosts, gathered beforehand and
+            written by one process.
         config: the run's configuration.
         tokenizer_bytes: the sentencepiece model (`Tokenizer.model_bytes`).
         provenance: JSON values that describe the origin of the parameters; version and git commit are added.
-        dtype: store parameters as "float16" (they are loaded as float32 again); None stores them as they are.
+        dtype: "float16" halves the size of the parameters, which are loaded as float32 again. None stores them as they are.
         extra_files: contents of further files by name, such as a README.md.
 
     Raises:
@@ -66,21 +66,35 @@ def save_checkpoint(
     arrays = _cast({name: np.asarray(jax.device_get(value)) for name, value in flatten(params).items()}, dtype)
     _check_space(directory, sum(array.nbytes for array in arrays.values()))
     try:
-        _write(directory, arrays, config, tokenizer_bytes, provenance, extra_files or {})
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{directory.name}.", dir=directory.parent) as temporary:
+            new, old = Path(temporary) / "new", Path(temporary) / "old"
+            new.mkdir()
+            _write_arrays(new / PARAMS, arrays, directory)
+            (new / CONFIG).write_text(configs.to_json(config))
+            (new / TOKENIZER).write_bytes(tokenizer_bytes)
+            for name, content in (extra_files or {}).items():
+                (new / name).write_bytes(content)
+            stamp = {"format": FORMAT, "version": __version__, "git_commit": git_commit(), "files": _described(new)}
+            (new / PROVENANCE).write_text(json.dumps({**provenance, **stamp}, indent=2) + "\n")
+            if directory.exists():
+                directory.rename(old)
+            new.rename(directory)
     except OSError as error:
         raise InputError(f"{directory}: a checkpoint was not written ({first_line(error)})") from error
 
 
 def check_destination(directory: str | Path) -> None:
-    """Raise InputError where a checkpoint cannot be written: over something that is no checkpoint, or where nothing can be."""
+    """Raise InputError if a checkpoint cannot be written, or would replace something that is not a checkpoint."""
     directory = Path(directory).absolute()
     check_writable(directory)
-    if directory.exists() and not (directory.is_dir() and _is_replaceable(directory)):
+    replaceable = directory.is_dir() and (not any(directory.iterdir()) or (directory / PROVENANCE).is_file())
+    if directory.exists() and not replaceable:
         raise InputError(f"{directory}: exists and is not a checkpoint; not overwriting it")
 
 
 def _check_space(directory: Path, needed: int) -> None:
-    """Raise InputError where the disk has no room: found out before anything is written."""
+    """Raise InputError if the disk has no room for that many bytes."""
     folder = next(parent for parent in directory.parents if parent.exists())
     free = shutil.disk_usage(folder).free
     if free < needed:
@@ -88,35 +102,8 @@ def _check_space(directory: Path, needed: int) -> None:
         raise InputError(f"{directory}: a checkpoint was not written (no space left on device: {size})")
 
 
-def _write(
-    directory: Path,
-    arrays: dict[str, np.ndarray],
-    config: Config,
-    tokenizer_bytes: bytes,
-    provenance: dict[str, Any],
-    extra_files: Mapping[str, bytes],
-) -> None:
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
-    try:
-        new, old = temporary / "new", temporary / "old"
-        new.mkdir()
-        _write_arrays(new / PARAMS, arrays, directory)
-        (new / CONFIG).write_text(configs.to_json(config))
-        (new / TOKENIZER).write_bytes(tokenizer_bytes)
-        for name, content in extra_files.items():
-            (new / name).write_bytes(content)
-        stamp = {"format": FORMAT, "version": __version__, "git_commit": git_commit(), "files": _described(new)}
-        (new / PROVENANCE).write_text(json.dumps({**provenance, **stamp}, indent=2) + "\n")
-        if directory.exists():
-            directory.rename(old)
-        new.rename(directory)
-    finally:
-        shutil.rmtree(temporary)
-
-
 def find_checkpoint(path: str | Path) -> Path:
-    """The checkpoint directory that a path means, as an absolute path.
+    """The checkpoint directory at a path, as an absolute path.
 
     Args:
         path: the directory, a file in it, or a run folder, of which `best` is taken, or else `checkpoint`; `~` is expanded.
@@ -139,7 +126,7 @@ def find_checkpoint(path: str | Path) -> Path:
 
 
 def is_checkpoint(path: str | Path) -> bool:
-    """Whether `find_checkpoint` finds something that looks like a checkpoint directory, whole or not."""
+    """Whether `find_checkpoint` finds something that looks like a checkpoint directory, complete or not."""
     try:
         return _candidate(Path(path).expanduser().absolute()) is not None
     except (OSError, RuntimeError):
@@ -168,12 +155,17 @@ def load_model(directory: str | Path) -> tuple[InstanceVG, Config]:
         use = f"train from it (--config.model.pretrained={directory})"
         raise InputError(f"{directory}: holds BEiT-3, the backbone alone, which answers nothing; {use}")
     config = configs.load(directory / CONFIG)
-    try:
-        model = nnx.eval_shape(lambda: InstanceVG(config.model, rngs=nnx.Rngs(0)))
-    except (ValueError, TypeError, ArithmeticError) as error:
-        raise InputError(f"{directory / CONFIG}: no model can be built from it ({error})") from error
+    model = abstract_model(config.model, directory / CONFIG)
     nnx.update(model, _read_arrays(directory, nnx.state(model)))
     return model, config
+
+
+def abstract_model(config: ModelConfig, source: str | Path) -> InstanceVG:
+    """The model with shapes in place of arrays. Raises InputError naming `source` if none can be built."""
+    try:
+        return nnx.eval_shape(lambda: InstanceVG(config, rngs=nnx.Rngs(0)))
+    except (ValueError, TypeError, ArithmeticError) as error:
+        raise InputError(f"{source}: no model can be built from it ({error})") from error
 
 
 def load_pretrained(model: InstanceVG, directory: str | Path) -> None:
@@ -200,15 +192,9 @@ def load_provenance(directory: str | Path) -> dict[str, Any]:
     return _provenance(_checked(directory))
 
 
-def _is_replaceable(directory: Path) -> bool:
-    return not any(directory.iterdir()) or (directory / PROVENANCE).is_file()
-
-
 def _cast(arrays: dict[str, np.ndarray], dtype: str | None) -> dict[str, np.ndarray]:
     if dtype is None:
         return arrays
-    if dtype != "float16":
-        raise InputError(f"dtype is {dtype!r}; expected 'float16' or None")
     for name, array in arrays.items():
         if np.abs(array).max(initial=0) > np.finfo(np.float16).max:
             raise InputError(f"parameter {name} holds values beyond float16's range")
@@ -216,7 +202,7 @@ def _cast(arrays: dict[str, np.ndarray], dtype: str | None) -> dict[str, np.ndar
 
 
 def _described(directory: Path) -> dict[str, dict[str, Any]]:
-    """Size and digest of every file that nobody is meant to edit."""
+    """Size and digest of every file that users are not meant to edit."""
     files = sorted(path for path in directory.rglob("*") if path.is_file())
     names = {path.relative_to(directory).as_posix(): path for path in files}
     return {
@@ -295,7 +281,7 @@ def _check_shapes(directory: Path, expected: dict[str, tuple[int, ...]], stored:
     missing, extra = sorted(expected.keys() - stored.keys()), sorted(stored.keys() - expected.keys())
     problem = f"{directory}: {CONFIG} does not fit the parameters"
     if missing:
-        raise InputError(f"{problem}: {len(missing)} that it asks for are not stored, such as {missing[0]}")
+        raise InputError(f"{problem}: {len(missing)} that it needs are not stored, such as {missing[0]}")
     if extra:
         raise InputError(f"{problem}: {len(extra)} stored ones have no place in it, such as {extra[0]}")
     for name, shape in expected.items():
@@ -306,7 +292,7 @@ def _check_shapes(directory: Path, expected: dict[str, tuple[int, ...]], stored:
 
 
 def _checked(directory: str | Path, part: str | None = None) -> Path:
-    """`find_checkpoint`, once it is whole, of our format, and the content of `part` is what was written.
+    """`find_checkpoint`, after checking that it is complete, of our format, and that the content of `part` is intact.
 
     Older checkpoints store sizes but no digests.
     """

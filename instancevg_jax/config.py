@@ -13,6 +13,7 @@ from pathlib import Path
 
 from instancevg_jax.errors import InputError
 
+EMBEDDED = "shapes"  # data.name of the data set that comes with the package
 REMOVED = {  # settings of older versions -> the value at which they did nothing (None: any)
     "data.jitter": False,
     "data.jitter_scales": None,
@@ -133,7 +134,7 @@ class DataConfig:
     """Where the records come from."""
 
     name: str = setting(
-        "shapes", "'shapes', the embedded data set, or a prepared one: grefcoco, refcoco, refzom, rrefcoco, custom."
+        EMBEDDED, "'shapes', the embedded data set, or a prepared one: grefcoco, refcoco, refzom, rrefcoco, custom."
     )
     data_dir: str = setting("", "Directory that `data_pipelines.prepare` wrote to. Unused by 'shapes'.")
     tokenizer: str = setting("", "Path of the sentencepiece model. Empty: the embedded data set's own.")

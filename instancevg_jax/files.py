@@ -1,29 +1,42 @@
-"""Writing a file whole or not at all."""
+"""Files that are written completely or not at all."""
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from instancevg_jax.errors import InputError
 
 
-def write_atomically(path: str | Path, data: bytes) -> None:
-    """Write to a temporary name in the same folder, then rename. The folder is made if need be."""
+@contextmanager
+def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
+    """A temporary file in the folder of `path`, renamed to it when the context ends without an error.
+
+    The folder is made if necessary.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     temporary = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            yield file
         temporary.chmod(0o644)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
+def write_atomically(path: str | Path, data: bytes) -> None:
+    """Write a file through `atomic_file`."""
+    with atomic_file(path) as file:
+        file.write(data)
+
+
 def check_writable(path: str | Path) -> None:
-    """Raise InputError unless something can be made at `path`: tried in the nearest folder that exists."""
+    """Raise InputError unless a file or folder can be made at `path`: tried in the nearest folder that exists."""
     try:
         parent = next(folder for folder in Path(path).absolute().parents if folder.exists())
         if not parent.is_dir():

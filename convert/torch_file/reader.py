@@ -1,8 +1,8 @@
 """Reads torch's checkpoint files without torch and without running anything they contain.
 
-Both layouts are known: the zip archive (torch 1.6 and later: a pickle `data.pkl` and one record for every storage) and the
-older run of pickles followed by raw storages. An archive that was unpacked and `.safetensors` files are read as well. Everything is
-checked before the first value is handed out, checksums included; values stay in the file until asked for.
+Both layouts are read: the zip archive (torch 1.6 and later: a pickle `data.pkl` and one record per storage) and the older
+sequence of pickles followed by raw storages, as well as unpacked archives and `.safetensors` files. Everything is checked before
+the first value is returned, checksums included. Values stay in the file until they are needed.
 
 Source: torch/serialization.py, torch/_utils.py and caffe2/serialize/inline_container.h of PyTorch 2.13 (the layouts only).
 """
@@ -31,26 +31,13 @@ WRAPPERS = ("state_dict", "model", "module", "model_state_dict", "model_state", 
 MAX_KEY_LENGTH = 512
 PICKLE = "data.pkl"
 
-DTYPES = {
-    "float64": np.dtype(np.float64),
-    "float32": np.dtype(np.float32),
-    "float16": np.dtype(np.float16),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-    "float8_e4m3fn": np.dtype(ml_dtypes.float8_e4m3fn),
-    "float8_e4m3fnuz": np.dtype(ml_dtypes.float8_e4m3fnuz),
-    "float8_e5m2": np.dtype(ml_dtypes.float8_e5m2),
-    "float8_e5m2fnuz": np.dtype(ml_dtypes.float8_e5m2fnuz),
-    "complex128": np.dtype(np.complex128),
-    "complex64": np.dtype(np.complex64),
-    "int64": np.dtype(np.int64),
-    "int32": np.dtype(np.int32),
-    "int16": np.dtype(np.int16),
-    "int8": np.dtype(np.int8),
-    "uint64": np.dtype(np.uint64),
-    "uint32": np.dtype(np.uint32),
-    "uint16": np.dtype(np.uint16),
-    "uint8": np.dtype(np.uint8),
-    "bool": np.dtype(np.bool_),
+DTYPES = {  # torch's names
+    name: np.dtype(getattr(ml_dtypes, name, name))
+    for name in (
+        *("float64", "float32", "float16", "bfloat16"),
+        *("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz"),
+        *("complex128", "complex64", "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool"),
+    )
 }
 STORAGES = {
     "Double": "float64",
@@ -69,33 +56,28 @@ STORAGES = {
 STORAGE_TYPES: dict[str, np.dtype | None] = {
     f"{module}.{name}Storage": DTYPES[dtype] for module in ("torch", "torch.cuda") for name, dtype in STORAGES.items()
 } | {"torch.UntypedStorage": None, "torch.storage.UntypedStorage": None}
-TORCH_NAMES = (
-    frozenset(STORAGE_TYPES)
-    | {f"torch.{name}" for name in DTYPES}
-    | {
-        "torch.Tensor",
-        "torch._tensor.Tensor",
-        "torch.nn.parameter.Parameter",
-        "torch.nn.parameter.Buffer",
-    }
+TORCH_NAMES = frozenset(
+    (
+        *STORAGE_TYPES,
+        *(f"torch.{name}" for name in DTYPES),
+        *("torch.Tensor", "torch._tensor.Tensor", "torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer"),
+    )
 )
-
-
 TENSORS = (TensorRef, SafeTensor)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A file's content: nested dicts and lists with a TensorRef for every tensor, Inert for objects of known classes."""
+    """A file's content: nested dicts and lists, with a TensorRef or SafeTensor per tensor and an Inert per object."""
 
     path: Path
     layout: str  # "zip", "legacy" or "safetensors"
     data: Any
-    checksums: bool  # False: the file carries none, so a flipped bit would not be seen
+    checksums: bool  # False: the file has none, so a flipped bit would go unnoticed
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Read and check a checkpoint. Raises InputError, one line that says what was found, for anything unexpected."""
+    """Read and check a checkpoint. Raises InputError for anything unexpected."""
     path = Path(path)
     if path.name == PICKLE and (path.parent / "data").is_dir():
         path = path.parent
@@ -119,7 +101,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def _foreign(start: bytes) -> str:
-    """What a file is that begins so, and what to do about it."""
+    """What a file that begins like this is, and what to do about it."""
     kinds = {
         b"version https://git-lfs": "a git-lfs pointer, not the file; run `git lfs pull` where it was cloned",
         b"\x1f\x8b": "a gzip file; unpack it",
@@ -139,9 +121,9 @@ def _foreign(start: bytes) -> str:
 
 
 def state_dict(checkpoint: Checkpoint, ema: bool = False) -> dict[str, TensorRef | SafeTensor]:
-    """The model's tensors, found inside the usual wrappers, under the names they have there.
+    """The model's tensors by name, taken out of the usual wrappers.
 
-    `ema` takes the averaged weights (`ema_state_dict`, `model_ema`) instead. Raises InputError if there are none.
+    With `ema`, the averaged weights (`ema_state_dict`, `model_ema`) instead. Raises InputError if there are none.
     """
     found, wrappers = checkpoint.data, EMA_WRAPPERS if ema else WRAPPERS
     for _ in range(4):
@@ -156,7 +138,7 @@ def state_dict(checkpoint: Checkpoint, ema: bool = False) -> dict[str, TensorRef
     if ema or not isinstance(found, dict) or not any(isinstance(value, TENSORS) for value in found.values()):
         keys = ", ".join(shown(key) for key in list(found)[:8]) if isinstance(found, dict) else type(found).__name__
         raise InputError(f"{checkpoint.path}: no {wrappers[0]} with tensors; its top level holds {keys or 'nothing'}")
-    found = {key: value for key, value in found.items() if not str(key).endswith("_extra_state")}  # of no weights
+    found = {key: value for key, value in found.items() if not str(key).endswith("_extra_state")}  # no weights
     for key, value in found.items():
         if not isinstance(key, str) or not key.isprintable() or len(key) > MAX_KEY_LENGTH:
             raise InputError(f"{checkpoint.path}: the state dict's key {shown(key)} is not a parameter's name")
@@ -166,17 +148,16 @@ def state_dict(checkpoint: Checkpoint, ema: bool = False) -> dict[str, TensorRef
 
 
 def _read_zip(file: BinaryIO, path: Path) -> Checkpoint:
-    source = str(path)
-    records = zip_index.read_index(file, source)
+    records = zip_index.read_index(file, str(path))
     pickles = [name for name in records if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(pickles) != 1:
         raise InputError(f"{path}: {len(pickles)} records called data.pkl; expected one, as torch.save writes it")
     top = pickles[0].removesuffix("data.pkl")
     foreign = [name for name in records if not name.startswith(top)]
     if foreign or f"{top}constants.pkl" in records or records[pickles[0]].size > MAX_PICKLE_BYTES:
-        found = "a TorchScript program" if f"{top}constants.pkl" in records else "records beside those of torch.save"
+        found = "a TorchScript program" if f"{top}constants.pkl" in records else "other records than torch.save writes"
         raise InputError(f"{path}: {found}; expected a checkpoint of plain tensors")
-    checksums = zip_index.check_crcs(file, records, source)
+    checksums = any(record.crc for record in records.values())
 
     def content(name: str, limit: int) -> bytes:
         file.seek(records[name].offset)
@@ -189,14 +170,14 @@ def _read_zip(file: BinaryIO, path: Path) -> Checkpoint:
         for name, record in records.items()
         if name.startswith(f"{top}data/")
     }
-    return Checkpoint(path, "zip", _read_pickle(data, order, places, source, path.stat().st_size), checksums)
+    return Checkpoint(path, "zip", _read_pickle(data, order, places, str(path), path.stat().st_size), checksums)
 
 
 def _read_folder(path: Path) -> Checkpoint:
-    """A zip archive that was unpacked: by itself, or with a folder around it."""
+    """Read an unpacked zip archive: `path` is its folder or the parent of it."""
     roots = [root for root in (path, *sorted(path.iterdir())) if (root / PICKLE).is_file()]
     if len(roots) != 1:
-        raise InputError(f"{path}: a folder; expected a file, or a torch archive that was unpacked ({PICKLE}, data/)")
+        raise InputError(f"{path}: a folder; expected a file, or an unpacked torch archive ({PICKLE}, data/)")
     root = roots[0]
     pickled = root / PICKLE
     if pickled.stat().st_size > MAX_PICKLE_BYTES:
@@ -214,7 +195,7 @@ def _read_folder(path: Path) -> Checkpoint:
 
 
 def _read_pickle(data: bytes, order: bytes, places: Mapping[str, tuple[Path, int, int]], source: str, size: int) -> Any:
-    """The value of data.pkl. `places`: file, offset and bytes of every storage; `size`: the bytes of all."""
+    """The value of data.pkl. `places`: key -> (file, offset, bytes) of each storage; `size`: total bytes."""
     if order not in (b"little", b"big"):
         raise InputError(f"{source}: the byte order {order[:16]!r}; expected little or big")
     storages: dict[str, Storage] = {}
@@ -251,17 +232,17 @@ def _read_legacy(file: BinaryIO, path: Path) -> Checkpoint:
         raise InputError(f"{path}: a pickle, but not torch's; expected what torch.save writes")
     if load() != PROTOCOL:
         raise InputError(f"{path}: an unknown version of torch's old layout; expected {PROTOCOL}")
-    load()  # a description of the machine that wrote it; storages are little-endian whatever it says
+    load()  # describes the machine that wrote the file; storages are always little-endian
     data = load()
     keys = load()
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or set(keys) != set(storages):
-        raise InputError(f"{path}: its list of storages does not fit its tensors")
+        raise InputError(f"{path}: its list of storages does not match its tensors")
     _place(file, path, stream.tell(), [storages[key] for key in keys])
     return Checkpoint(path, "legacy", data, False)
 
 
 def _place(file: BinaryIO, path: Path, position: int, storages: list[Storage]) -> None:
-    """Give each storage its offset: they follow one another, each after its count of elements (8 bytes)."""
+    """Set the offset of each storage. They are consecutive, each preceded by its number of elements (8 bytes)."""
     total = path.stat().st_size
     for storage in storages:
         file.seek(position)
@@ -279,7 +260,7 @@ def _place(file: BinaryIO, path: Path, position: int, storages: list[Storage]) -
 
 
 def _shared(storages: dict[str, Storage], key: str, described: Storage) -> Storage:
-    """The storage of that key, which must be described alike wherever it occurs."""
+    """The storage with this key. Every description of it must be the same."""
     storage = storages.setdefault(key, described)
     if storage.dtype != described.dtype or storage.nbytes != described.nbytes:
         raise Malformed(f"found two descriptions of the storage {shown(key)}")
@@ -296,11 +277,11 @@ def _reference(reference: Any) -> tuple[np.dtype | None, str, int]:
             return dtype, key, count * (dtype.itemsize if dtype else 1)
         case ("storage", Name(kind), *_) if kind not in STORAGE_TYPES:
             raise Malformed(f"found a tensor's storage of the unknown kind {shown(kind)}")
-    raise Malformed("found a reference to something else than a tensor's storage")
+    raise Malformed("found a reference to something other than a tensor's storage")
 
 
 def _constructors(file_bytes: int) -> dict[str, Constructor]:
-    """What may be called in a torch pickle. No tensor may be larger than the file that holds it."""
+    """The functions that a torch pickle may call. No tensor may be larger than its file."""
 
     def tensor(args: tuple[Any, ...]) -> TensorRef:
         match args:

@@ -14,7 +14,7 @@ DTYPES = frozenset("F64 F32 F16 BF16 I64 I32 I16 I8 U64 U32 U16 U8 BOOL".split()
 
 @dataclass(frozen=True)
 class SafeTensor:
-    """A tensor that still lies in its file."""
+    """A tensor that stays in its file until its values are needed."""
 
     path: Path
     name: str
@@ -31,7 +31,7 @@ class SafeTensor:
 
 
 def read(path: Path) -> dict[str, SafeTensor]:
-    """Every tensor by name. Raises InputError for a damaged file, or numbers that numpy does not know."""
+    """Every tensor by name. Raises InputError for a damaged file, and for a dtype that numpy lacks."""
     tensors = {}
     try:
         with safe_open(path, framework="np") as file:
@@ -43,5 +43,5 @@ def read(path: Path) -> dict[str, SafeTensor]:
                     )
                 tensors[name] = SafeTensor(path, name, tuple(found.get_shape()))
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: not a whole .safetensors file ({first_line(error)})") from error
+        raise InputError(f"{path}: not a complete .safetensors file ({first_line(error)})") from error
     return tensors

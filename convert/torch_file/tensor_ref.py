@@ -1,4 +1,4 @@
-"""Tensors that still lie in their file: shape, dtype and place are known, values are mapped when asked for."""
+"""Tensors that stay in their file: shape, dtype and position are known, and values are memory-mapped when needed."""
 
 import math
 from dataclasses import dataclass
@@ -12,18 +12,18 @@ MAX_DIMENSIONS = 32
 
 @dataclass(eq=False)
 class Storage:
-    """A run of equal elements in a file, which several tensors may share."""
+    """A contiguous block of elements in a file. Several tensors may share it."""
 
     path: Path
     nbytes: int
-    dtype: np.dtype | None  # None: bytes, whose meaning the tensor says
+    dtype: np.dtype | None  # None: untyped bytes; the tensor has the dtype
     swapped: bool = False  # big-endian
-    offset: int = 0  # in the file, in bytes
+    offset: int = 0  # bytes from the start of the file
 
 
 @dataclass(frozen=True, eq=False)
 class TensorRef:
-    """A strided window on a storage. `strides` and `start` count elements, as torch does."""
+    """A strided view of a storage. `strides` and `start` count elements, as in torch."""
 
     storage: Storage
     dtype: np.dtype
@@ -45,24 +45,21 @@ class TensorRef:
 
     @property
     def size(self) -> int:
-        """The number of elements."""
+        """Number of elements."""
         return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
-        """The bytes of a contiguous copy."""
+        """Bytes of a contiguous copy."""
         return self.size * self.dtype.itemsize
 
     @property
     def extent(self) -> int:
-        """The elements from the first to the last, both included."""
+        """Number of storage elements from the tensor's first to its last, both included."""
         return 1 + sum((n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True))
 
     def numpy(self) -> np.ndarray:
-        """The values: a read-only view of the mapped file, or a copy where bytes are swapped or booleans.
-
-        The mapping lives as long as the array does.
-        """
+        """The values: a read-only view of the memory-mapped file; a copy for big-endian values and booleans."""
         if not self.size:
             return np.zeros(self.shape, self.dtype)
         offset = self.storage.offset + self.start * self.dtype.itemsize
@@ -83,7 +80,7 @@ class TensorRef:
 def _byteswap(values: np.ndarray) -> np.ndarray:
     if values.dtype.kind in "biufc":
         return values.byteswap()
-    return values.view(f"u{values.dtype.itemsize}").byteswap().view(values.dtype)  # ml_dtypes' own kinds
+    return values.view(f"u{values.dtype.itemsize}").byteswap().view(values.dtype)  # ml_dtypes has dtypes of its own
 
 
 def _short(numbers: tuple[Any, ...]) -> str:

@@ -1,13 +1,11 @@
-"""Writes a state dict as a `.pth` file in torch's zip layout, without torch; `torch.load(weights_only=True)` opens it.
+"""Writes a state dict as a `.pth` file in torch's zip layout without torch; `torch.load(weights_only=True)` reads it.
 
 Source: the layout of torch/serialization.py and caffe2/serialize/inline_container.cc of PyTorch 2.13: a pickle of names,
-shapes and references, and one uncompressed record for every storage, aligned to 64 bytes so that it can be mapped.
+shapes and references, and one uncompressed record per storage, aligned to 64 bytes so that it can be memory-mapped.
 """
 
 import math
-import os
 import struct
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,24 +14,29 @@ import numpy as np
 
 from convert.torch_file.reader import DTYPES, STORAGES
 from instancevg_jax.errors import InputError
-from instancevg_jax.files import check_writable
+from instancevg_jax.files import atomic_file, check_writable
 
 ALIGNMENT = 64
-PADDING_ID = b"FB"  # the extra field that torch pads with
+PADDING_ID = b"FB"  # of the extra field with which torch pads
 LOCAL_HEADER = 30
 KINDS = {DTYPES[dtype]: f"{name}Storage" for name, dtype in STORAGES.items()}
 
 
 def write_checkpoint(path: str | Path, state: Mapping[str, np.ndarray], wrapper: str = "state_dict") -> None:
-    """Write {wrapper: OrderedDict(state)} to `path`, whole or not at all.
+    """Write {wrapper: OrderedDict(state)} to `path`, completely or not at all.
 
-    Arrays that are the same object share their storage, as a module shared in torch does. One tensor at a time is copied.
+    Arrays that are the same object share their storage, as a shared module does in torch. One tensor at a time is copied.
     Raises InputError if the file cannot be written, or an array has a dtype that torch's storages lack.
     """
-    path = Path(path)
     check_destination(path)
+    storages = {id(array): (str(i), array) for i, array in enumerate({id(a): a for a in state.values()}.values())}
     try:
-        _write(path, state, wrapper)
+        with atomic_file(path) as raw, zipfile.ZipFile(raw, "w") as file:
+            _add(file, "data.pkl", _pickle(state, {key: name for key, (name, _) in storages.items()}, wrapper))
+            _add(file, "byteorder", b"little")
+            for name, array in storages.values():
+                _add(file, f"data/{name}", _bytes(array))
+            _add(file, "version", b"3\n")
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror})") from error
 
@@ -48,35 +51,14 @@ def check_destination(path: str | Path) -> None:
         raise InputError(f"{path}: is a directory; expected a file name such as model.pth")
 
 
-def _write(path: Path, state: Mapping[str, np.ndarray], wrapper: str) -> None:
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as raw, zipfile.ZipFile(raw, "w") as file:
-            storages = {id(array): (str(i), array) for i, array in enumerate(_unique(state))}
-            _add(file, "data.pkl", _pickle(state, {key: name for key, (name, _) in storages.items()}, wrapper))
-            _add(file, "byteorder", b"little")
-            for name, array in storages.values():
-                _add(file, f"data/{name}", _bytes(array))
-            _add(file, "version", b"3\n")
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
-def _unique(state: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-    return list({id(array): array for array in state.values()}.values())
-
-
 def _bytes(array: np.ndarray) -> memoryview:
-    """The values row by row, little-endian."""
+    """The values in row-major order, little-endian."""
     little = np.ascontiguousarray(array, array.dtype.newbyteorder("<") if array.dtype.kind in "biufc" else None)
     return little.reshape(-1).view(np.uint8).data
 
 
 def _add(file: zipfile.ZipFile, name: str, data: bytes | memoryview) -> None:
-    """A stored record whose data begins at a multiple of ALIGNMENT."""
+    """Add an uncompressed record whose data begins at a multiple of ALIGNMENT."""
     info = zipfile.ZipInfo(f"archive/{name}")
     info.file_size = len(data)
     assert file.fp is not None
@@ -88,7 +70,7 @@ def _add(file: zipfile.ZipFile, name: str, data: bytes | memoryview) -> None:
 
 
 def _pickle(state: Mapping[str, np.ndarray], storages: Mapping[int, str], wrapper: str) -> bytes:
-    """The opcodes (protocol 2) of {wrapper: OrderedDict of tensors}."""
+    """{wrapper: OrderedDict of tensors} as a pickle of protocol 2."""
     items = b"".join(_text(key) + _tensor(key, array, storages[id(array)]) for key, array in state.items())
     return b"\x80\x02}" + _text(wrapper) + _ORDERED_DICT + b"(" + items + b"us."
 

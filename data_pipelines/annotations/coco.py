@@ -1,5 +1,5 @@
-"""COCO's layout, `images` and `annotations`, with sentences: a caption per annotation (what the object is called), a caption per
-image (MDETR: what its annotations are called together), or the names of `categories`.
+"""COCO's layout, `images` and `annotations`, with sentences: a caption per annotation, which describes its object, a caption per
+image, which describes all its annotations together (MDETR), or the names of `categories`.
 """
 
 import re
@@ -7,7 +7,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from data_pipelines.annotations.source import Source
+from data_pipelines.annotations.source import AnnotationFile
 from data_pipelines.annotations.values import by_id, identifier, instance, picture, present, shown, size, text
 from data_pipelines.annotations.values import field as field_of
 from data_pipelines.records import Instance, Record
@@ -18,7 +18,7 @@ Entry = dict[str, Any]
 
 @dataclass
 class _Sentence:
-    """A sentence of a picture, and its annotations with their places."""
+    """A sentence about a picture, and its annotations with their places in the file."""
 
     image: str
     text: str
@@ -27,7 +27,7 @@ class _Sentence:
 
 @dataclass
 class _Doubts:
-    """Annotations of which it is unknown which sentence they belong to: all that they may belong to are unreadable."""
+    """Annotations whose sentence is unknown. All sentences that they may belong to are unreadable."""
 
     by_image: dict[str, str] = field(default_factory=dict)  # image whose sentence is unknown -> place
     by_text: dict[str, str] = field(default_factory=dict)  # sentence whose image is unknown -> place
@@ -42,16 +42,16 @@ class _Doubts:
             self.anywhere = self.anywhere or where
 
     def about(self, sentence: _Sentence) -> str:
-        """The place of an annotation that may belong to this sentence, or ""."""
+        """The place of an unreadable annotation that may belong to this sentence, or ""."""
         return self.anywhere or self.by_image.get(sentence.image, "") or self.by_text.get(sentence.text, "")
 
 
-def read(content: Entry, source: Source) -> list[Record]:
+def read(content: Entry, source: AnnotationFile) -> list[Record]:
     """One record per sentence of a picture; annotations of one picture with the same sentence are its objects.
 
-    Nothing is meant where the only annotation of a sentence has category_id -1, or has neither category, box nor segmentation.
-    The split is the image's `split`; without it, what the name of an MDETR file ends in, or "train". Raises InputError
-    where there are no sentences, or no objects at all.
+    A sentence has no target if its only annotation has category_id -1, or has neither category, box nor segmentation.
+    The split is the image's `split`, or else the ending of an MDETR file's name, or else "train". Raises InputError if there
+    are no sentences, or no objects at all.
     """
     images = by_id(content["images"], "images", source)
     annotations = field_of(content, "annotations", list, "the file")
@@ -88,9 +88,9 @@ def read(content: Entry, source: Source) -> list[Record]:
 
 
 def _owner_of_sentences(
-    content: Entry, images: dict[str, Entry], annotations: list[Any], source: Source
+    content: Entry, images: dict[str, Entry], annotations: list[Any], source: AnnotationFile
 ) -> Literal["categories", "annotations", "images"]:
-    """What has the sentences. Raises InputError where nothing has."""
+    """The part of the file that has the sentences. Raises InputError if none has."""
     if source.captions == "categories":
         return "categories"
     if any("caption" in annotation for annotation in annotations if isinstance(annotation, dict)):
@@ -106,7 +106,7 @@ def _owner_of_sentences(
 def _sentence_of(
     annotation: Entry, image: Entry | None, owner: str, names: dict[str, Entry], where: str
 ) -> list[str] | None:
-    """An annotation's sentence: [] where it has none, None where that depends on an unknown image."""
+    """An annotation's sentence: [] if it has none, None if that depends on an unknown image."""
     if owner == "categories":
         key = identifier(annotation.get("category_id"), f"{where}.category_id")
         if key not in names:
@@ -119,7 +119,7 @@ def _sentence_of(
 
 
 def _add_images_alone(sentences: dict[Hashable, _Sentence], images: dict[str, Entry]) -> None:
-    """MDETR's images without annotations, so that they are reported. Where nothing is meant, the layout has an annotation."""
+    """Add MDETR's images without annotations, so that they are reported: even sentences without target have an annotation."""
     annotated = {sentence.image for sentence in sentences.values()}
     for image, entry in images.items():
         if isinstance(entry.get("caption"), str) and image not in annotated:
@@ -127,7 +127,7 @@ def _add_images_alone(sentences: dict[Hashable, _Sentence], images: dict[str, En
 
 
 def _records(
-    sentences: list[_Sentence], images: dict[str, Entry], doubts: _Doubts, split: str, source: Source
+    sentences: list[_Sentence], images: dict[str, Entry], doubts: _Doubts, split: str, source: AnnotationFile
 ) -> list[Record]:
     records, ids = [], set()
     for sentence in sentences:
@@ -148,7 +148,7 @@ def _records(
     return records
 
 
-def _record(sentence: _Sentence, image: Entry, where: str, split: str, source: Source) -> Record:
+def _record(sentence: _Sentence, image: Entry, where: str, split: str, source: AnnotationFile) -> Record:
     where_image = f"image {sentence.image}"
     width, height = size(image, where_image)
     name = picture(image.get("file_name"), f"{where_image}.file_name")
@@ -157,7 +157,7 @@ def _record(sentence: _Sentence, image: Entry, where: str, split: str, source: S
     return Record(f"{sentence.image}/{sentence.text}", name, width, height, (sentence.text,), instances, split)
 
 
-def _objects(sentence: _Sentence, where: str, source: Source) -> tuple[Instance, ...]:
+def _objects(sentence: _Sentence, where: str, source: AnnotationFile) -> tuple[Instance, ...]:
     found = sentence.annotations
     if not found:
         raise InputError(f"{where} has no annotation; expected one with category_id -1 where nothing is meant")
@@ -171,7 +171,7 @@ def _objects(sentence: _Sentence, where: str, source: Source) -> tuple[Instance,
     return tuple(present(instance(annotation, place, source), place) for place, annotation in found)
 
 
-def _means_nothing(where: str, annotation: Entry, source: Source) -> bool:
+def _means_nothing(where: str, annotation: Entry, source: AnnotationFile) -> bool:
     stated = instance(annotation, where, source)
     if stated.box is not None or stated.segmentation:
         return False
@@ -183,7 +183,7 @@ def _means_nothing(where: str, annotation: Entry, source: Source) -> bool:
     return True
 
 
-def _split_in_name(source: Source) -> str:
-    """finetune_grefcoco_testA.json: testA. "train" where the name ends in no known split."""
+def _split_in_name(source: AnnotationFile) -> str:
+    """The split in a name such as finetune_grefcoco_testA.json; "train" if there is none."""
     found = re.search(r"_(train|val|testA|testB|test)\.json", source.path.name)
     return found[1] if found else "train"

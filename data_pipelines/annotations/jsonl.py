@@ -1,16 +1,15 @@
-"""This project's own layout, for anyone's pictures: one record per line. docs/data.md has the table of keys.
+"""This project's own layout: one record per line. docs/data.md has the table of keys.
 
 {"image": "a.jpg", "split": "train", "expressions": ["the red car"], "objects": [{"box": [10, 20, 110, 80], "mask": null}]}
 """
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from data_pipelines.annotations import odvg
-from data_pipelines.annotations.source import Source, parse_json
+from data_pipelines.annotations.source import AnnotationFile, parse_json
 from data_pipelines.annotations.values import (
     field,
     identifier,
@@ -25,12 +24,13 @@ from data_pipelines.annotations.values import (
 )
 from data_pipelines.records import RLE, Instance, Record, Segmentation
 from instancevg_jax.errors import InputError
+from instancevg_jax.files import atomic_file
 
 _KEYS = {"id", "image", "width", "height", "split", "group", "expressions", "objects"}
 _OBJECT_KEYS = {"id", "box", "mask"}
 
 
-def read(source: Source) -> list[Record]:
+def read(source: AnnotationFile) -> list[Record]:
     """The records of a file of JSON lines, this project's or ODVG's. Raises InputError naming the line."""
     records: list[Record] = []
     for number, line in source.lines():
@@ -45,8 +45,8 @@ def read(source: Source) -> list[Record]:
     return records
 
 
-def read_list(content: list[Any], source: Source) -> list[Record]:
-    """The same entries as the items of one JSON list."""
+def read_list(content: list[Any], source: AnnotationFile) -> list[Record]:
+    """The records of a JSON list with the same entries."""
     records: list[Record] = []
     for i, entry in enumerate(content):
         with source.at(f"[{i}]"):
@@ -59,8 +59,8 @@ def is_entry(entry: Any) -> bool:
     return odvg.is_entry(entry) or (isinstance(entry, dict) and {"image", "expressions"} <= entry.keys())
 
 
-def read_entry(entry: Any, where: str, source: Source) -> list[Record]:
-    """The record of an entry; of one of ODVG's, several."""
+def read_entry(entry: Any, where: str, source: AnnotationFile) -> list[Record]:
+    """The record of an entry, or the records of one of ODVG's."""
     if odvg.is_entry(entry):
         return odvg.records(entry, where, source)
     if source.captions:
@@ -86,25 +86,22 @@ def write(path: Path, records: Iterable[Record]) -> None:
 
     Raises InputError where the file cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8") as file:
+        with atomic_file(path) as file:
             for record in records:
-                file.write(json.dumps(_entry(record), ensure_ascii=False) + "\n")
-        temporary.replace(path)
+                file.write(f"{json.dumps(_entry(record), ensure_ascii=False)}\n".encode())
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror})") from error
 
 
-def _objects(entry: dict[str, Any], where: str, source: Source) -> tuple[Instance, ...]:
+def _objects(entry: dict[str, Any], where: str, source: AnnotationFile) -> tuple[Instance, ...]:
     if "objects" not in entry:
         raise InputError(f'{where} has no "objects"; expected a list of them, [] where nothing is meant')
     objects = field(entry, "objects", list, where)
     return tuple(_object(item, f"{where}.objects[{i}]", source) for i, item in enumerate(objects))
 
 
-def _object(entry: Any, where: str, source: Source) -> Instance:
+def _object(entry: Any, where: str, source: AnnotationFile) -> Instance:
     _check_keys(entry, _OBJECT_KEYS, where)
     box = xyxy_box(entry.get("box"), f"{where}.box")
     mask = segmentation(entry.get("mask"), f"{where}.mask", source.mask_folders)

@@ -1,4 +1,4 @@
-"""Masks that are stored as pictures, next to the annotations or within them."""
+"""Masks that are stored as pictures, in files or within the annotations."""
 
 import base64
 import binascii
@@ -20,8 +20,8 @@ _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombE
 def read_mask(value: str, where: str, folders: Sequence[Path]) -> RLE:
     """The mask in a picture: `value` is its file name relative to one of `folders`, or a data URI with its bytes in base64.
 
-    The object is what is not 0; where a picture has transparency, what is not transparent. Raises InputError for a picture
-    that is missing or damaged, and for one with more than two values, whose meaning is unknown.
+    The object consists of the pixels that are not 0 or, in a picture with transparency, not transparent. Raises InputError for a
+    picture that is missing or damaged, and for one with more than two values, whose meaning is unknown.
     """
     if value.startswith("data:"):
         name, data = where, _decode_uri(value, where)

@@ -8,19 +8,19 @@ from data_pipelines.records import Record, by_split, is_training
 from instancevg_jax.errors import InputError
 
 MERGES = {
-    "refcoco": "rename the splits as the original's mixture of RefCOCO, RefCOCO+ and RefCOCOg does: val_refcoco_unc etc.",
-    "join": "put splits of the same name together",
+    "refcoco": "rename splits as in the original's mixture of RefCOCO, RefCOCO+ and RefCOCOg: val_refcoco_unc etc.",
+    "join": "join splits of the same name",
 }
 
 
 def merge(files: list[tuple[Path, list[Record]]], how: str = "") -> list[Record]:
-    """The records of all files. Training splits of the same name are always put together.
+    """The records of all files. Training splits of the same name are always joined.
 
     "refcoco" names every other split after its data set (val: val_refcoco_unc, val_refcocoplus_unc, val_refcocog_umd) and
     prefixes ids with it. Source: tools/data_process/merge_mask_dataset.py of C3VG, which made the original's file.
 
-    Raises InputError for another split that several files have, unless `how` is "join", and where "refcoco" cannot tell
-    which data set a file is of.
+    Raises InputError for another split that several files have, unless `how` is "join", and where the data set
+    of a file is unknown with "refcoco".
     """
     if how not in ("", *MERGES):
         raise InputError(f"--merge is {how!r}; expected one of {', '.join(MERGES)}")
@@ -35,7 +35,7 @@ def merge(files: list[tuple[Path, list[Record]]], how: str = "") -> list[Record]
             if other is not path and how != "join" and not is_training(split):
                 raise InputError(
                     f"{other} and {path} both have a split {split!r}; expected --merge refcoco, which names the splits of "
-                    "RefCOCO, RefCOCO+ and RefCOCOg after their data sets, or --merge join, which puts them together"
+                    "RefCOCO, RefCOCO+ and RefCOCOg after their data sets, or --merge join, which joins them"
                 )
     return [record for _, records in files for record in records]
 
@@ -71,5 +71,5 @@ def _renamed(path: Path, records: list[Record]) -> list[Record]:
 
 
 def _own_groups(file: int, records: list[Record]) -> list[Record]:
-    """Groups of two files are different groups, whatever their names."""
+    """Prefix groups with the number of their file, so that groups of different files stay apart."""
     return [replace(r, group=f"{file}/{r.group}") if r.group else r for r in records]

@@ -6,7 +6,7 @@
 
 from typing import Any
 
-from data_pipelines.annotations.source import Source
+from data_pipelines.annotations.source import AnnotationFile
 from data_pipelines.annotations.values import (
     field,
     picture,
@@ -29,7 +29,7 @@ def is_entry(entry: Any) -> bool:
     return isinstance(entry, dict) and any(isinstance(entry.get(key), dict) for key in ("grounding", "detection"))
 
 
-def records(entry: Entry, where: str, source: Source) -> list[Record]:
+def records(entry: Entry, where: str, source: AnnotationFile) -> list[Record]:
     """One record per phrase of a line, with all the boxes that the line has for it.
 
     Raises InputError for a value that is missing or of the wrong kind, and for detections unless `source.captions` is
@@ -48,7 +48,7 @@ def records(entry: Entry, where: str, source: Source) -> list[Record]:
     ]
 
 
-def _regions(entry: Entry, where: str, source: Source) -> list[tuple[str, Entry, str]]:
+def _regions(entry: Entry, where: str, source: AnnotationFile) -> list[tuple[str, Entry, str]]:
     """Every region with its place and the key of its sentence."""
     kind, items, key = ("detection", "instances", "category")
     if "grounding" in entry and source.captions != "categories":
@@ -67,7 +67,7 @@ def _regions(entry: Entry, where: str, source: Source) -> list[tuple[str, Entry,
     return [(f"{where}.{kind}.{items}[{i}]", region, key) for i, region in enumerate(regions)]
 
 
-def _objects(region: Entry, where: str, source: Source) -> list[Instance]:
+def _objects(region: Entry, where: str, source: AnnotationFile) -> list[Instance]:
     """A region's objects: `bbox` may be a list of boxes; a single one may have a mask."""
     boxes = region.get("bbox")
     if isinstance(boxes, list) and boxes and isinstance(boxes[0], list):

@@ -1,4 +1,4 @@
-"""The original's own layouts: a dict of splits, as in mixed-seg, grefs, ref-zom, rrefcoco, and SimVG's lists in parallel.
+"""The original's layouts: a dict of splits, as in mixed-seg, grefs, ref-zom and rrefcoco, and SimVG's parallel lists.
 
 Source: datasets/base.py and datasets/pipelines/loading.py of InstanceVG and SimVG.
 """
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from data_pipelines.annotations.source import Source
+from data_pipelines.annotations.source import AnnotationFile
 from data_pipelines.annotations.values import (
     field,
     identifier,
@@ -29,12 +29,12 @@ Entry = dict[str, Any]
 INDEX = "instance_index.json"
 
 
-def read(content: dict[str, list[Any]], source: Source) -> list[Record]:
+def read(content: dict[str, list[Any]], source: AnnotationFile) -> list[Record]:
     """The records of all splits. An item of a split may be a list of alternatives (R-RefCOCO)."""
     return [record for split, items in content.items() for record in _split(split, items, source)]
 
 
-def _split(split: str, items: list[Any], source: Source) -> list[Record]:
+def _split(split: str, items: list[Any], source: AnnotationFile) -> list[Record]:
     text(split, "the name of a split")
     groups = _groups(split, len(items), source) if any(isinstance(item, list) for item in items) else {}
     records: list[Record] = []
@@ -53,7 +53,7 @@ def _split(split: str, items: list[Any], source: Source) -> list[Record]:
     return records
 
 
-def _groups(split: str, count: int, source: Source) -> dict[int, str]:
+def _groups(split: str, count: int, source: AnnotationFile) -> dict[int, str]:
     """The group of each of `count` positions, from the [start, end) ranges of instance_index.json in the same folder."""
     path = source.path.with_name(INDEX)
     if is_training(split) or not path.is_file():
@@ -70,7 +70,7 @@ def _groups(split: str, count: int, source: Source) -> dict[int, str]:
     return names
 
 
-def _reader(entry: Entry) -> Callable[[Entry, str, str, Source], list[Record]]:
+def _reader(entry: Entry) -> Callable[[Entry, str, str, AnnotationFile], list[Record]]:
     annotations = entry.get("annotations")
     if annotations is None:
         return _single_target
@@ -79,7 +79,7 @@ def _reader(entry: Entry) -> Callable[[Entry, str, str, Source], list[Record]]:
     return _generalized
 
 
-def _single_target(entry: Entry, split: str, where: str, source: Source) -> list[Record]:
+def _single_target(entry: Entry, split: str, where: str, source: AnnotationFile) -> list[Record]:
     """mixed-seg, Flickr30k Entities, ReferItGame: expressions, one box and at most one mask."""
     target = Instance(
         xywh_box(entry.get("bbox"), f"{where}.bbox"),
@@ -90,7 +90,7 @@ def _single_target(entry: Entry, split: str, where: str, source: Source) -> list
     return [_record(entry, split, where, expressions, (present(target, where),), source)]
 
 
-def _generalized(entry: Entry, split: str, where: str, source: Source) -> list[Record]:
+def _generalized(entry: Entry, split: str, where: str, source: AnnotationFile) -> list[Record]:
     """grefs, ref-zom, rrefcoco: expressions {raw, sent_id}, any number of annotations; null ones are kept."""
     expressions, name = entry.get("expressions"), where
     if isinstance(expressions, dict):
@@ -102,10 +102,10 @@ def _generalized(entry: Entry, split: str, where: str, source: Source) -> list[R
     return [_record(entry, split, name, strings(expressions, f"{where}.expressions"), targets, source)]
 
 
-def _parallel_lists(entry: Entry, split: str, where: str, source: Source) -> list[Record]:
-    """SimVG: `expressions`, `annotations` and `bbox` run in parallel, with one list of objects per expression.
+def _parallel_lists(entry: Entry, split: str, where: str, source: AnnotationFile) -> list[Record]:
+    """SimVG: parallel lists `expressions`, `annotations` and `bbox`, with one list of objects per expression.
 
-    The boxes are those of `bbox`, as SimVG takes them, where the file has it.
+    If the file has `bbox`, the boxes are taken from there, as SimVG does.
     """
     expressions = strings(entry.get("expressions"), f"{where}.expressions")
     lists = field(entry, "annotations", list, where)
@@ -127,7 +127,7 @@ def _parallel_lists(entry: Entry, split: str, where: str, source: Source) -> lis
 
 
 def _with_boxes(annotations: list[Any], boxes: Any, k: int, where: str) -> list[Any]:
-    """The annotations of expression `k`, with the boxes of `bbox` in place of their own."""
+    """The annotations of expression `k` with the boxes of `bbox` instead of their own."""
     own = boxes[k] if isinstance(boxes, list) and k < len(boxes) else None
     if not isinstance(own, list) or len(own) != len(annotations):
         raise InputError(f"{where}.bbox and {where}.annotations differ in length at expression {k}")
@@ -135,17 +135,22 @@ def _with_boxes(annotations: list[Any], boxes: Any, k: int, where: str) -> list[
 
 
 def _record(
-    entry: Entry, split: str, name: str, expressions: tuple[str, ...], instances: tuple[Instance, ...], source: Source
+    entry: Entry,
+    split: str,
+    name: str,
+    expressions: tuple[str, ...],
+    instances: tuple[Instance, ...],
+    source: AnnotationFile,
 ) -> Record:
     width, height = size(entry, name)
     return Record(name, _picture(entry, name, source), width, height, expressions, instances, split)
 
 
-def _picture(entry: Entry, where: str, source: Source) -> str:
-    """`file_name` where it is stated, else what the original makes of `image_id`.
+def _picture(entry: Entry, where: str, source: AnnotationFile) -> str:
+    """`file_name` if it is stated, else the name that the original derives from `image_id`.
 
-    That is COCO's train2014 name; in SimVG's mixture, `%d.jpg` for a `data_source` other than COCO, in a folder of that name
-    if there is one.
+    This is COCO's train2014 name or, in SimVG's mixture, `%d.jpg` for a `data_source` other than COCO, in a folder of that
+    name if there is one.
     """
     if entry.get("file_name") is not None:
         return picture(entry["file_name"], f"{where}.file_name")

@@ -1,4 +1,4 @@
-"""Pictures that are in their folder under another spelling of the name that the annotations state."""
+"""Finds pictures whose names are spelled otherwise in their folder than in the annotations."""
 
 import re
 import unicodedata
@@ -20,9 +20,9 @@ _COCO_FOLDERS = ("train2014", "val2014", "train2017", "val2017")
 
 
 def find_pictures(records: Sequence[Record], images: Path, problems: Problems) -> list[Record]:
-    """Records with the names under which their pictures exist in `images`; a note for each that differs from the stated one.
+    """Replace the names of pictures by those that exist in `images`, with a note for each change.
 
-    A picture that exists under no spelling keeps its name.
+    A picture that is not found under any spelling keeps its name.
     """
     found = {name: _find(name, images) for name in dict.fromkeys(record.picture for record in records)}
     problems.notes += [Problem(name, f"picture found as {there}") for name, there in found.items() if there != name]
@@ -44,7 +44,7 @@ def _exists(path: Path) -> bool:
 
 
 def _spellings(name: str, folder: str) -> Iterator[str]:
-    """Other names of the same picture, by combinations of what systems and tools change in names; then COCO's other names."""
+    """Other spellings of a name: combinations of the changes that systems and tools make, then COCO's other names."""
     names = [name]
     changes: list[Callable[[str], str]] = [
         lambda n: str(PurePosixPath(n.replace("\\", "/"))),

@@ -1,11 +1,11 @@
-"""The records that could not be read, and what was done about others."""
+"""Messages of the readers: records that cannot be read, and notes."""
 
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 
 class Problem(NamedTuple):
-    """One message and the place that it is about."""
+    """A message and the place in the file that it refers to."""
 
     where: str
     what: str
@@ -13,8 +13,8 @@ class Problem(NamedTuple):
 
 @dataclass
 class Problems:
-    """What readers report. With `keep`, unreadable records are listed in `found` and left out; without, the first one raises."""
+    """With `keep`, unreadable records are listed in `found` and left out. Without it, the first one raises its error."""
 
     keep: bool = False
-    found: list[Problem] = field(default_factory=list)  # records that cannot be read; empty without `keep`
-    notes: list[Problem] = field(default_factory=list)  # what was read in another way than it is written, without harm
+    found: list[Problem] = field(default_factory=list)  # unreadable records; empty without `keep`
+    notes: list[Problem] = field(default_factory=list)  # harmless corrections

@@ -1,4 +1,4 @@
-"""Every annotation file that this project reads becomes a list of `Record`s. The layout is recognized from the content.
+"""Reads annotation files of any known layout as `Record`s. The layout is recognized from the content.
 
 a dict of splits                  the original's files and SimVG's: `original`
 a list of references              refs(unc).p, grefs(unc).json, with instances.json in the same folder: `refer`
@@ -17,7 +17,7 @@ from data_pipelines.annotations import coco, jsonl, original, refer
 from data_pipelines.annotations.mixture import merge as merge_files
 from data_pipelines.annotations.pictures import find_pictures
 from data_pipelines.annotations.problems import Problems
-from data_pipelines.annotations.source import Source, opened, parse_json
+from data_pipelines.annotations.source import AnnotationFile, opened, parse_json
 from data_pipelines.records import Record, is_training
 from instancevg_jax.errors import InputError
 
@@ -53,7 +53,7 @@ def read(
 
     Args:
         path: the annotation file; `.gz` is decompressed.
-        problems: with `keep`, unreadable records are listed there and left out. Notes are added there.
+        problems: receives notes and, with `keep`, the unreadable records, which are left out.
         images: the folder of the pictures. With it, pictures are found under other spellings of their names, and masks that
             are picture files are looked for there.
         captions: "categories" makes the category names of a detection export its sentences.
@@ -65,7 +65,7 @@ def read(
     if captions not in ("", *CAPTIONS):
         raise InputError(f"--captions is {captions!r}; expected {', '.join(CAPTIONS)}")
     problems = Problems() if problems is None else problems
-    source = Source(Path(path), problems, Path(images) if images else None, captions)
+    source = AnnotationFile(Path(path), problems, Path(images) if images else None, captions)
     try:
         records = [single for record in _read(source) for single in _one_per_expression(record)]
         return find_pictures(records, source.images, problems) if source.images else records
@@ -89,7 +89,7 @@ def read_files(
     return merge_files(files, merge)
 
 
-def _read(source: Source) -> list[Record]:
+def _read(source: AnnotationFile) -> list[Record]:
     _check_file(source)
     if source.name.endswith(_JSON_LINES) or _is_lines(source):
         return jsonl.read(source)
@@ -109,7 +109,7 @@ def _read(source: Source) -> list[Record]:
     raise InputError(_unknown(content))
 
 
-def _check_file(source: Source) -> None:
+def _check_file(source: AnnotationFile) -> None:
     try:
         if not source.path.is_file():
             is_folder = source.path.is_dir()
@@ -132,8 +132,8 @@ def _check_file(source: Source) -> None:
         raise InputError(f"this looks like {foreign} (docs/data.md has the layouts that are read)")
 
 
-def _is_lines(source: Source) -> bool:
-    """Whether a file that is not named so holds JSON lines: its first two lines are objects."""
+def _is_lines(source: AnnotationFile) -> bool:
+    """Whether a file with another suffix contains JSON lines: its first two lines are objects."""
     if source.name.endswith(_PICKLES):
         return False
     first = [line for _, line in itertools.islice(source.lines(), 2)]
@@ -144,7 +144,7 @@ def _is_lines(source: Source) -> bool:
 
 
 def _unknown(content: Any) -> str:
-    """The message for content of no known layout, which names the layout where it is one that others use."""
+    """The error message for content of an unknown layout, which names the layout if it is a common one."""
     entries = content if isinstance(content, list) else [content]
     entry = next((e for e in entries if isinstance(e, dict)), {})
     known = next((what for key, what in _UNREAD.items() if key in entry), None)

@@ -5,7 +5,7 @@ Source: refer.py of the refer API and grefer.py of gRefCOCO.
 
 from typing import Any
 
-from data_pipelines.annotations.source import Source
+from data_pipelines.annotations.source import AnnotationFile
 from data_pipelines.annotations.values import by_id, field, identifier, instance, picture, present, shown, size, text
 from data_pipelines.records import Instance, Record, is_training
 from instancevg_jax.errors import InputError
@@ -19,7 +19,7 @@ def is_entry(entry: Any) -> bool:
     return isinstance(entry, dict) and "sentences" in entry
 
 
-def read(references: list[Any], source: Source) -> list[Record]:
+def read(references: list[Any], source: AnnotationFile) -> list[Record]:
     """References joined with the objects of instances.json.
 
     In training, a reference with one object (refer) keeps its sentences together; one with a list of objects (grefer), and
@@ -56,7 +56,9 @@ def _reference(reference: Entry, where: str, image: Entry, targets: tuple[Instan
     return [Record(n, name, width, height, (t,), targets, split) for n, t in zip(names, texts, strict=True)]
 
 
-def _targets(reference: Entry, where: str, annotations: dict[str, Entry], source: Source) -> tuple[Instance, ...]:
+def _targets(
+    reference: Entry, where: str, annotations: dict[str, Entry], source: AnnotationFile
+) -> tuple[Instance, ...]:
     """The objects of a reference; one that is null where nothing is meant."""
     stated = reference.get("ann_id")
     ids = [identifier(i, f"{where}.ann_id") for i in (stated if isinstance(stated, list) else [stated])]
@@ -72,7 +74,7 @@ def _targets(reference: Entry, where: str, annotations: dict[str, Entry], source
     return tuple(present(instance(annotations[i], f"annotation {i}", source), f"annotation {i}") for i in ids)
 
 
-def _instances(source: Source) -> tuple[dict[str, Entry], dict[str, Entry]]:
+def _instances(source: AnnotationFile) -> tuple[dict[str, Entry], dict[str, Entry]]:
     path = source.path.with_name(INSTANCES)
     if not path.is_file():
         raise InputError(f"{path}: no such file; the refer layout has it in the folder of its references")

@@ -1,4 +1,4 @@
-"""An annotation file while it is read: its bytes, the options of reading, and the list of problems."""
+"""An annotation file, the options for reading it, and the list of problems found."""
 
 import gzip
 import json
@@ -18,7 +18,7 @@ _MOST_BYTES = 2**31  # of a JSON document or a line after decompression: a small
 
 
 @dataclass(frozen=True)
-class Source:
+class AnnotationFile:
     """One annotation file and how to read it."""
 
     path: Path
@@ -28,7 +28,7 @@ class Source:
 
     @contextmanager
     def at(self, where: str) -> Iterator[None]:
-        """Context for reading one record, called `where`: an InputError is listed in `problems`, or raised where none are kept."""
+        """Context for reading the record called `where`. An InputError is listed in `problems` if these are kept, else raised."""
         try:
             yield
         except InputError as error:
@@ -43,7 +43,7 @@ class Source:
 
     @property
     def mask_folders(self) -> list[Path]:
-        """Where the file of a mask may be: among the pictures or next to the annotations."""
+        """Folders of mask files: that of the pictures, then that of the annotations."""
         return [folder for folder in (self.images, self.path.parent) if folder]
 
     def load_json(self, name: str = "") -> Any:
@@ -85,7 +85,7 @@ def parse_json(data: bytes, where: str) -> Any:
 
 @contextmanager
 def opened(path: Path) -> Iterator[BufferedIOBase]:
-    """A file for reading, decompressed where its name ends in .gz. Raises InputError where that fails, now or later."""
+    """A file for reading, decompressed if its name ends in .gz. Raises InputError if opening or reading fails."""
     try:
         with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
             yield file

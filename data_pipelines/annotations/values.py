@@ -1,4 +1,4 @@
-"""Single values of annotation files, checked. Every reader uses these; `where` names the place in messages."""
+"""Checked values of annotation files, for all readers. `where` names the place in error messages."""
 
 import ast
 import math
@@ -12,7 +12,7 @@ import numpy as np
 
 from data_pipelines import masks
 from data_pipelines.annotations.mask_files import read_mask
-from data_pipelines.annotations.source import Source
+from data_pipelines.annotations.source import AnnotationFile
 from data_pipelines.records import RLE, Box, Instance, Segmentation
 from instancevg_jax.errors import InputError
 
@@ -53,7 +53,7 @@ def whole(value: Any, where: str) -> int:
 
 
 def size(entry: dict[str, Any], where: str) -> tuple[int, int]:
-    """(width, height) in pixels, or (0, 0) where one is missing, null, empty or 0: the picture knows."""
+    """(width, height) in pixels, or (0, 0) if one is missing, null, empty or 0; then the picture's size is used."""
     stated = {key: entry.get(key) for key in ("width", "height")}
     if any(value is None or value == "" for value in stated.values()):
         return 0, 0
@@ -104,7 +104,7 @@ def picture(value: Any, where: str) -> str:
 
 
 def is_within(name: str) -> bool:
-    """Whether a relative path, with either system's separators, stays within its folder."""
+    """Whether a relative path, with separators of POSIX or Windows, stays within its folder."""
     path = PureWindowsPath(name)  # splits at both separators
     return not path.anchor and ".." not in path.parts and bool(path.parts)
 
@@ -130,7 +130,7 @@ def coordinate(value: Any, where: str) -> float:
 
 
 def xywh_box(value: Any, where: str) -> Box | None:
-    """COCO's [x, y, width, height] as xyxy, in float64 as the original adds them; null stays None."""
+    """COCO's [x, y, width, height] as xyxy, added in float64 as in the original; null stays None."""
     if value is None:
         return None
     x, y, w, h = _four(value, where, "[x, y, width, height]")
@@ -162,10 +162,10 @@ def segmentation(value: Any, where: str, folders: Sequence[Path]) -> Segmentatio
     return _polygons(value, where)
 
 
-def instance(annotation: Any, where: str, source: Source) -> Instance:
+def instance(annotation: Any, where: str, source: AnnotationFile) -> Instance:
     """One of COCO's annotations: bbox xywh, segmentation, id. A category_id of -1 means that there is no object.
 
-    Without object, box and segmentation are None. Raises InputError where the annotation contradicts itself about that.
+    Then box and segmentation are None. Raises InputError if the annotation contradicts itself.
     """
     if not isinstance(annotation, dict):
         raise InputError(f"{where} is {shown(annotation)}; expected an annotation")
@@ -181,16 +181,16 @@ def instance(annotation: Any, where: str, source: Source) -> Instance:
 
 
 def present(found: Instance, where: str) -> Instance:
-    """`found`, which must have a box or a mask. Raises InputError: a record that loses an object would mean something else."""
+    """`found`, if it has a box or a mask. Raises InputError otherwise: without the object, its record would change its meaning."""
     if found.box is None and not found.segmentation:
         raise InputError(f"{where} has neither a box nor a mask; expected at least one of them")
     return found
 
 
-def by_id(entries: Any, where: str, source: Source) -> dict[str, dict[str, Any]]:
+def by_id(entries: Any, where: str, source: AnnotationFile) -> dict[str, dict[str, Any]]:
     """COCO's images, annotations or categories by their `id`.
 
-    An entry without a usable id is a problem, and so is an id of two different entries: neither of them is in the result.
+    Entries without a usable id, and different entries with the same id, are problems and left out.
     """
     if not isinstance(entries, list):
         raise InputError(f"{where} is {shown(entries)}; expected a list")
@@ -209,7 +209,7 @@ def by_id(entries: Any, where: str, source: Source) -> dict[str, dict[str, Any]]
 
 
 def shown(value: Any) -> str:
-    """A value as messages show it: in at most 60 characters, however long or deep it is."""
+    """A value as text for error messages, shortened to about 60 characters."""
     if value is None:
         return "missing or null"
     return _Short().repr(value)
@@ -272,7 +272,7 @@ def _rle(value: Any, where: str) -> RLE:
 
 
 def _compressed(counts: Any, where: str) -> str:
-    """COCO's run lengths as a string, also from bytes and from what Python prints of bytes."""
+    """COCO's run lengths as a string, also from bytes and from the repr of bytes."""
     if isinstance(counts, bytes):
         counts = counts.decode("latin1")
     counts = text(counts, where)

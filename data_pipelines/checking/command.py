@@ -1,4 +1,4 @@
-"""What `data_pipelines.check` does once its command line is parsed."""
+"""The work of `data_pipelines.check` after its command line is parsed."""
 
 import argparse
 import json
@@ -15,7 +15,7 @@ from data_pipelines.checking.fixes import Dropped, Repair, fix
 from data_pipelines.checking.pictures import look_at_pictures
 from data_pipelines.checking.tables import SOURCES, counts_table, faults_table, format_table, level_of
 from data_pipelines.command_line import at_least_one
-from data_pipelines.records import Record, by_split, check_protocol, default_protocol
+from data_pipelines.records import Record, by_split, default_protocol
 from instancevg_jax.errors import InputError
 from instancevg_jax.files import check_writable, write_atomically
 from instancevg_jax.inputs.tokenizer import Tokenizer
@@ -24,7 +24,7 @@ _SHOWN = 5  # names that are printed per reason; --list has all
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check what the command line names and print what was found; returns the exit status, 0 or 1."""
+    """Check the data named on the command line and print the result; returns the exit status, 0 or 1."""
     rules, workers = _rules(args), at_least_one(args.workers, "--workers")
     _check_outputs(args)
     problems = Problems(keep=True)
@@ -63,14 +63,14 @@ def _rules(args: argparse.Namespace) -> Rules:
         Tokenizer.from_file(args.tokenizer) if args.tokenizer else None,
         at_least_one(max_tokens, "--max-tokens"),
         at_least_one(args.max_targets, "--max-targets"),
-        check_protocol(args.protocol or default_protocol(args.family)),
+        args.protocol or default_protocol(args.family),
         grouped=args.family == "rrefcoco",
         mixture=args.family == "refcoco",
     )
 
 
 def _check_outputs(args: argparse.Namespace) -> None:
-    """Notice before the work what could not be written after it."""
+    """Raise InputError at the start for outputs that could not be written at the end."""
     if not args.images.is_dir():
         raise InputError(f"{args.images}: no such folder; expected the pictures")
     if args.fix and args.fix.suffix != ".jsonl":

@@ -1,47 +1,43 @@
-"""How boxes are meant that are no corners in pixels: [x, y, width, height], or normalized to 0..1 or 0..1000."""
+"""Detects boxes that are not corners in pixels: [x, y, width, height], or normalized to 0..1 or 0..1000."""
 
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from data_pipelines import masks
 from data_pipelines.checking.geometry import box_is_empty, iou, is_far_outside, is_outside
-from data_pipelines.checking.pictures import Picture
+from data_pipelines.checking.pictures import PictureInfo
 from data_pipelines.records import RLE, Box, Record
 
-_SAME = 0.7  # IoU from which a box that is read in another way is the box of the mask
-_ENOUGH = 8  # distinct boxes from which the lack of larger coordinates says something
-_SMALL = 0.15  # mean area as corners over area as width and height; 1 for a box at the top left corner
+_SAME = 0.7  # smallest IoU at which a converted box is taken for the box of the mask
+_ENOUGH = 8  # number of distinct boxes from which the absence of larger coordinates is significant
+_SMALL = 0.15  # mean ratio of the area as corners to the area as width and height; 1 for a box in the top left corner
 Size = tuple[int, int]  # (height, width)
 
 
-class Guess(NamedTuple):
-    """The likely convention of all boxes without a mask, taken together."""
+class Suspicion(NamedTuple):
+    """The likely convention of all boxes without a mask."""
 
-    cause: str = ""  # "" where they seem to be what they should be
-    certain: bool = False  # some box is impossible as it is, and every one is possible in the convention
+    cause: str = ""  # "" if they seem to be corners in pixels
+    certain: bool = False  # some box is impossible as corners, and all are possible in the convention
 
 
-_READINGS: dict[str, Callable[[Box, Size], Box]] = {
-    "[x, y, width, height]": lambda b, size: (b[0], b[1], b[0] + b[2], b[1] + b[3]),
-    "corners [x1, y1, x2, y2], where [x, y, width, height] is expected": lambda b, size: (
-        b[0],
-        b[1],
-        b[2] - b[0],
-        b[3] - b[1],
-    ),
-    "normalized to 0..1": lambda b, size: (b[0] * size[1], b[1] * size[0], b[2] * size[1], b[3] * size[0]),
-    "normalized to 0..1000": lambda b, size: (
-        b[0] * size[1] / 1000,
-        b[1] * size[0] / 1000,
-        b[2] * size[1] / 1000,
-        b[3] * size[0] / 1000,
-    ),
-}
+def _scaled(box: Box, x: float, y: float) -> Box:
+    return box[0] * x, box[1] * y, box[2] * x, box[3] * y
+
+
+_XYWH = "[x, y, width, height]"
+_CORNERS = "corners [x1, y1, x2, y2], where [x, y, width, height] is expected"
 _THOUSAND = "normalized to 0..1000"
+_READINGS: dict[str, Callable[[Box, Size], Box]] = {  # convention -> the box as it is meant
+    _XYWH: lambda b, size: (b[0], b[1], b[0] + b[2], b[1] + b[3]),
+    _CORNERS: lambda b, size: (b[0], b[1], b[2] - b[0], b[3] - b[1]),
+    "normalized to 0..1": lambda b, size: _scaled(b, size[1], size[0]),
+    _THOUSAND: lambda b, size: _scaled(b, size[1] / 1000, size[0] / 1000),
+}
 
 
 def is_normalized(coordinates: Iterable[float], size: Size) -> bool:
-    """Whether coordinates look normalized to 0..1: all of them lie in the picture's first pixel, or are fractions near it."""
+    """Whether coordinates look normalized to 0..1: all lie in the picture's first pixel, or are fractions near it."""
     values = list(coordinates)
     if not values or min(size) < 4 or min(values) < 0:
         return False
@@ -49,13 +45,13 @@ def is_normalized(coordinates: Iterable[float], size: Size) -> bool:
 
 
 def reading_of(box: Box, mask: RLE) -> str:
-    """The convention in which a box agrees with the mask of its object; "" where none does."""
+    """The convention in which a box agrees with its object's mask; "" if there is none."""
     bounds, size = masks.bounds(mask), (mask.height, mask.width)
     return next((name for name, read in _READINGS.items() if iou(read(box, size), bounds) >= _SAME), "")
 
 
-def guess(records: Iterable[Record], pictures: dict[str, Picture]) -> Guess:
-    """The likely convention of the boxes that have no mask to compare them with."""
+def suspect(records: Iterable[Record], pictures: dict[str, PictureInfo]) -> Suspicion:
+    """The likely convention of the boxes without a mask to compare them with."""
     found = [
         (instance.box, size)
         for record in records
@@ -65,20 +61,20 @@ def guess(records: Iterable[Record], pictures: dict[str, Picture]) -> Guess:
     ]
     boxes = list(dict.fromkeys(found))
     if not boxes:
-        return Guess()
+        return Suspicion()
     if any(_is_impossible(box, size) for box, size in boxes):
         cause = _cause_of_impossible(boxes)
-        return Guess(cause, certain=bool(cause))
-    if _fit("[x, y, width, height]", boxes) and sum(_shrinkage(box) for box, _ in boxes) < _SMALL * len(boxes):
-        return Guess("[x, y, width, height]")
+        return Suspicion(cause, certain=bool(cause))
+    if _fit(_XYWH, boxes) and sum(_shrinkage(box) for box, _ in boxes) < _SMALL * len(boxes):
+        return Suspicion(_XYWH)
     largest, sides = max(max(box) for box, _ in boxes), min(min(size) for _, size in boxes)
     if len(boxes) >= _ENOUGH and 900 < largest <= 1000 and sides >= 1500:
-        return Guess(_THOUSAND)
-    return Guess()
+        return Suspicion(_THOUSAND)
+    return Suspicion()
 
 
 def _cause_of_impossible(boxes: list[tuple[Box, Size]]) -> str:
-    for name in list(_READINGS)[:2]:
+    for name in (_XYWH, _CORNERS):
         if _fit(name, boxes):
             return name
     outside = [is_far_outside(box, *size) for box, size in boxes]
@@ -88,7 +84,7 @@ def _cause_of_impossible(boxes: list[tuple[Box, Size]]) -> str:
 
 
 def _fit(name: str, boxes: list[tuple[Box, Size]]) -> bool:
-    """Whether every box is possible when it is read in another convention."""
+    """Whether every box is possible in another convention."""
     read = _READINGS[name]
     return not any(box_is_empty(read(box, size)) or is_outside(read(box, size), *size) for box, size in boxes)
 

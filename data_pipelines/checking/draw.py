@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from data_pipelines import masks
 from data_pipelines.checking.geometry import drawing
-from data_pipelines.checking.pictures import Picture
+from data_pipelines.checking.pictures import PictureInfo
 from data_pipelines.records import Instance, Record
 from instancevg_jax.inputs.pictures import load_picture
 
@@ -20,7 +20,7 @@ _LINE = 90  # characters of a caption's line
 
 
 def draw(
-    records: Sequence[Record], pictures: dict[str, Picture], images: Path, folder: Path, split: str, num: int
+    records: Sequence[Record], pictures: dict[str, PictureInfo], images: Path, folder: Path, split: str, num: int
 ) -> int:
     """Write the first `num` records of `split` ("": of all splits) as JPEGs into `folder`; returns how many were drawn.
 

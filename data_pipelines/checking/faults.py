@@ -1,4 +1,4 @@
-"""What can be wrong with annotations and pictures: pure functions from records to faults."""
+"""Finds faults in annotations and pictures: pure functions from records to faults."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from data_pipelines import masks
-from data_pipelines.checking.conventions import Guess, guess, is_normalized, reading_of
+from data_pipelines.checking.conventions import Suspicion, is_normalized, reading_of, suspect
 from data_pipelines.checking.frames import frame_of
 from data_pipelines.checking.geometry import (
     box_is_empty,
@@ -17,13 +17,13 @@ from data_pipelines.checking.geometry import (
     is_outside,
     polygon_is_empty,
 )
-from data_pipelines.checking.pictures import Picture
-from data_pipelines.records import RLE, Box, Instance, Protocol, Record, by_split, is_training, select, split_name
+from data_pipelines.checking.pictures import PictureInfo
+from data_pipelines.records import RLE, Box, Instance, Record, by_split, is_training, select, split_name
 from instancevg_jax.errors import InputError
 from instancevg_jax.inputs.text import clean_expression, unknown_words
 from instancevg_jax.inputs.tokenizer import PAD, Tokenizer
 
-KINDS = {  # every kind of fault, in the order of the table, and what --fix does about it
+KINDS = {  # every kind of fault, in the order of the table -> what --fix does about it
     "unreadable record": "the record is dropped",
     "read with a correction": "written as it was read",
     "split that cannot be stored": "left as it is: rename it",
@@ -70,18 +70,18 @@ _NOTES = {
 
 @dataclass(frozen=True)
 class Rules:
-    """What the data is meant for."""
+    """What the data will be used for."""
 
     tokenizer: Tokenizer | None = None  # without one, lengths and words are not checked
     max_tokens: int = 50
     max_targets: int = 10
-    protocol: Protocol = "official"
+    protocol: str = "official"
     grouped: bool = False  # evaluation splits need groups (R-RefCOCO)
     mixture: bool = False  # training pictures may be in other splits, as in the official mixture of RefCOCO/+/g
 
 
 def is_note(kind: str, rules: Rules) -> bool:
-    """Whether faults of this kind do no harm."""
+    """Whether faults of this kind are harmless."""
     return (
         kind in _NOTES
         or (kind == "box without mask" and rules.protocol == "strict")
@@ -90,19 +90,19 @@ def is_note(kind: str, rules: Rules) -> bool:
 
 
 class Fault(NamedTuple):
-    """One thing that is wrong."""
+    """One fault."""
 
     kind: str  # one of KINDS
-    record: str  # its id; "" where the fault is of a picture or a split
-    file: str  # name of the picture; "" where the record cannot be read
-    value: str  # what was found, for people
+    record: str  # its id; "" for faults of pictures and splits
+    file: str  # name of the picture; "" if the record cannot be read
+    value: str  # what was found, as text
 
 
-def find(records: Sequence[Record], pictures: dict[str, Picture], rules: Rules) -> Iterator[Fault]:
-    """All faults, those of splits and pictures first, then record by record."""
+def find(records: Sequence[Record], pictures: dict[str, PictureInfo], rules: Rules) -> Iterator[Fault]:
+    """All faults: first those of splits and pictures, then those of each record."""
     yield from _of_splits(records)
     yield from _of_pictures(records, pictures)
-    suspicion = guess(records, pictures)
+    suspicion = suspect(records, pictures)
     for record in records:
         yield from _of_record(record, pictures[record.picture], suspicion)
         yield from _of_expressions(record, rules.tokenizer, rules.max_tokens)
@@ -120,7 +120,7 @@ def find(records: Sequence[Record], pictures: dict[str, Picture], rules: Rules) 
 
 
 def shared_pictures(records: Iterable[Record]) -> set[str]:
-    """The `image_key`s of pictures of training splits that other splits have too."""
+    """The `image_key`s of pictures that are in a training split and in another split."""
     sides: tuple[set[str], set[str]] = set(), set()
     for record in records:
         sides[is_training(record.split)].add(record.image_key)
@@ -131,7 +131,7 @@ def _fault(kind: str, record: Record, value: str) -> Fault:
     return Fault(kind, record.id, record.picture, value)
 
 
-def _of_pictures(records: Sequence[Record], pictures: dict[str, Picture]) -> Iterator[Fault]:
+def _of_pictures(records: Sequence[Record], pictures: dict[str, PictureInfo]) -> Iterator[Fault]:
     annotated = {r.picture for r in records if any(i.box or i.segmentation for i in r.instances)}
     for name, picture in pictures.items():
         if picture.kind:
@@ -141,11 +141,11 @@ def _of_pictures(records: Sequence[Record], pictures: dict[str, Picture]) -> Ite
             yield Fault("picture mirrored or turned by EXIF", "", name, value)
 
 
-def _is_oblong(picture: Picture) -> bool:
+def _is_oblong(picture: PictureInfo) -> bool:
     return picture.size is not None and picture.size[0] != picture.size[1]
 
 
-def _of_record(record: Record, picture: Picture, suspicion: Guess) -> Iterator[Fault]:
+def _of_record(record: Record, picture: PictureInfo, suspicion: Suspicion) -> Iterator[Fault]:
     size, frame = picture.size, frame_of(record, picture) if picture.size else "shown"
     height, width = (record.height, record.width) if record.height else size or (0, 0)
     if frame == "unknown":
@@ -173,7 +173,7 @@ def _of_record(record: Record, picture: Picture, suspicion: Guess) -> Iterator[F
                 yield from _of_mask(record, instance, height, width)
 
 
-def _of_box(record: Record, instance: Instance, height: int, width: int, suspicion: Guess) -> Iterator[Fault]:
+def _of_box(record: Record, instance: Instance, height: int, width: int, suspicion: Suspicion) -> Iterator[Fault]:
     box = instance.box
     if box is None:
         yield _fault(
@@ -281,7 +281,7 @@ def _of_ids(records: Sequence[Record]) -> Iterator[Fault]:
 
 
 def _size(size: tuple[int, int] | None) -> str:
-    """(height, width) as people write it."""
+    """(height, width) as "width x height"."""
     return f"{size[1]} x {size[0]}" if size else "unknown"
 
 

@@ -1,4 +1,4 @@
-"""Repairs of what `data_pipelines.check` finds. No repair changes which objects a record means: otherwise it is dropped."""
+"""Repairs of what `data_pipelines.check` finds. A record whose meaning a repair would change is dropped instead."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from data_pipelines import masks
-from data_pipelines.checking.conventions import Guess, guess, is_normalized, reading_of
+from data_pipelines.checking.conventions import Suspicion, is_normalized, reading_of, suspect
 from data_pipelines.checking.faults import Rules, shared_pictures
 from data_pipelines.checking.frames import frame_of, turn
 from data_pipelines.checking.geometry import (
@@ -18,7 +18,7 @@ from data_pipelines.checking.geometry import (
     is_inside,
     polygon_is_empty,
 )
-from data_pipelines.checking.pictures import Picture
+from data_pipelines.checking.pictures import PictureInfo
 from data_pipelines.records import RLE, Box, Instance, Record, Segmentation, is_partial, is_training
 from instancevg_jax.errors import InputError
 from instancevg_jax.inputs.text import clean_expression
@@ -36,10 +36,10 @@ class Dropped(NamedTuple):
 
 @dataclass
 class Repair:
-    """The cleaned records, and what became of the others."""
+    """The repaired records, and those that were dropped."""
 
     records: list[Record] = field(default_factory=list)
-    changes: Counter[str] = field(default_factory=Counter)  # what was done -> how often
+    changes: Counter[str] = field(default_factory=Counter)  # repair -> number of times
     dropped: list[Dropped] = field(default_factory=list)
 
 
@@ -47,11 +47,11 @@ class _UnrepairableError(Exception):
     """Why a record cannot be repaired faithfully."""
 
 
-def fix(records: Sequence[Record], pictures: dict[str, Picture], rules: Rules) -> Repair:
-    """Repair what can be repaired without guessing. `faults.KINDS` says what is done about each kind of fault."""
+def fix(records: Sequence[Record], pictures: dict[str, PictureInfo], rules: Rules) -> Repair:
+    """Repair what can be repaired without guessing. `faults.KINDS` states the repair for each kind of fault."""
     repair = Repair()
     shared = set() if rules.mixture else shared_pictures(records)
-    suspicion = guess(records, pictures)
+    suspicion = suspect(records, pictures)
     kept = []
     for record in records:
         changes: Counter[str] = Counter()
@@ -70,7 +70,7 @@ def fix(records: Sequence[Record], pictures: dict[str, Picture], rules: Rules) -
     return repair
 
 
-def _record(record: Record, picture: Picture, suspicion: Guess, changes: Counter[str]) -> Record:
+def _record(record: Record, picture: PictureInfo, suspicion: Suspicion, changes: Counter[str]) -> Record:
     if picture.size is None:
         raise _UnrepairableError(f"its picture is {picture.kind.removesuffix(' picture')}")
     expressions = tuple(e for e in record.expressions if _has_words(e))
@@ -85,7 +85,7 @@ def _record(record: Record, picture: Picture, suspicion: Guess, changes: Counter
     return replace(record, expressions=expressions, instances=instances)
 
 
-def _in_shown_frame(record: Record, picture: Picture, changes: Counter[str]) -> Record:
+def _in_shown_frame(record: Record, picture: PictureInfo, changes: Counter[str]) -> Record:
     """The record with the picture's size, its annotations rotated if they are of the stored pixels."""
     assert picture.size
     size, stated = picture.size, (record.height, record.width)
@@ -108,7 +108,7 @@ def _in_shown_frame(record: Record, picture: Picture, changes: Counter[str]) -> 
 
 
 def _is_only_misstated(record: Record, size: tuple[int, int]) -> bool:
-    """Whether the annotations are in the picture's pixels although another size is stated."""
+    """Whether the annotations are in the picture's pixels although they state another size."""
     if not any(i.box or i.segmentation for i in record.instances):
         return True
     if any(isinstance(i.segmentation, RLE) for i in record.instances):
@@ -119,7 +119,7 @@ def _is_only_misstated(record: Record, size: tuple[int, int]) -> bool:
     return stated == size[::-1] and is_inside(record, *size) and not is_inside(record, *stated)
 
 
-def _instance(instance: Instance, height: int, width: int, suspicion: Guess, changes: Counter[str]) -> Instance:
+def _instance(instance: Instance, height: int, width: int, suspicion: Suspicion, changes: Counter[str]) -> Instance:
     if instance.box is None and not instance.segmentation:
         raise _UnrepairableError("an object has neither box nor mask")
     segmentation = _segmentation(instance.segmentation, height, width, changes)
@@ -146,7 +146,9 @@ def _segmentation(
     return [polygon[: len(polygon) // 2 * 2] for polygon in with_area]
 
 
-def _box(box: Box | None, mask: RLE | None, height: int, width: int, suspicion: Guess, changes: Counter[str]) -> Box:
+def _box(
+    box: Box | None, mask: RLE | None, height: int, width: int, suspicion: Suspicion, changes: Counter[str]
+) -> Box:
     if mask is None:
         return _lone_box(box, height, width, suspicion, changes)
     if box is None or box_is_empty(box) or is_far(box, mask):
@@ -157,7 +159,7 @@ def _box(box: Box | None, mask: RLE | None, height: int, width: int, suspicion: 
     return _clipped(box, height, width, changes)
 
 
-def _lone_box(box: Box | None, height: int, width: int, suspicion: Guess, changes: Counter[str]) -> Box:
+def _lone_box(box: Box | None, height: int, width: int, suspicion: Suspicion, changes: Counter[str]) -> Box:
     assert box is not None
     if is_normalized(box, (height, width)):
         raise _UnrepairableError("a box looks normalized to 0..1")

@@ -1,7 +1,7 @@
-"""The frame that annotations are in: a picture's stored pixels, or the picture as EXIF orientation shows it.
+"""The frame of annotations: a picture's stored pixels, or the picture with its EXIF orientation applied.
 
-Viewers, browsers and this project apply EXIF orientation; some annotation tools do not, so that their coordinates belong to
-the stored pixels and name something else in the picture that is shown.
+Viewers, browsers and this project apply EXIF orientation. Some annotation tools do not, so that their coordinates refer to the
+stored pixels.
 """
 
 from collections.abc import Callable
@@ -12,13 +12,13 @@ import numpy as np
 
 from data_pipelines import masks
 from data_pipelines.checking.geometry import is_inside
-from data_pipelines.checking.pictures import Picture
+from data_pipelines.checking.pictures import PictureInfo
 from data_pipelines.records import RLE, Instance, Record
 from instancevg_jax.errors import InputError
 
 Frame = Literal["shown", "stored", "unknown"]
 
-# by EXIF orientation: a point (x, y) of stored pixels, of size (w, h), as it is shown
+# EXIF orientation -> function of a point (x, y) in the stored picture of size (w, h), giving the point as shown
 _POINTS: dict[int, Callable[[float, float, int, int], tuple[float, float]]] = {
     5: lambda x, y, w, h: (y, x),
     6: lambda x, y, w, h: (h - y, x),
@@ -33,11 +33,11 @@ _PIXELS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-def frame_of(record: Record, picture: Picture) -> Frame:
-    """Which frame the annotations of a record are in.
+def frame_of(record: Record, picture: PictureInfo) -> Frame:
+    """The frame of a record's annotations.
 
-    Only orientations that exchange height and width can be told: by the stated size, by the size of stored masks, or by
-    coordinates that fit in one frame only. "unknown" where nothing of that decides, or where two of them disagree.
+    Only orientations that exchange height and width can be recognized: by the stated size, by the size of stored masks, or by
+    coordinates that fit in only one of the frames. "unknown" if none of these decides, or if they disagree.
     """
     if picture.orientation < 5 or not any(i.box or i.segmentation for i in record.instances):
         return "shown"
@@ -48,7 +48,7 @@ def frame_of(record: Record, picture: Picture) -> Frame:
     sizes |= {(record.height, record.width)} - {(0, 0)}
     fits_shown, fits_stored = (is_inside(record, *size) for size in (shown, stored))
     if shown == stored or not sizes <= {shown, stored}:
-        return "shown"  # a square, where nothing can tell; or another size, which is a fault of its own
+        return "shown"  # a square, where the frames look alike; or another size, which is a fault of its own
     if sizes == {shown} or (not sizes and fits_shown and not fits_stored):
         return "shown" if fits_shown or not fits_stored else "unknown"
     if sizes == {stored} or (not sizes and fits_stored and not fits_shown):
@@ -56,8 +56,8 @@ def frame_of(record: Record, picture: Picture) -> Frame:
     return "unknown"
 
 
-def turn(record: Record, picture: Picture) -> Record:
-    """A record whose annotations are in the stored pixels, in the picture as it is shown.
+def turn(record: Record, picture: PictureInfo) -> Record:
+    """Convert a record from the stored pixels to the picture as it is shown.
 
     Raises InputError for a mask whose runs do not fill its size.
     """

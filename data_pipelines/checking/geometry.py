@@ -1,4 +1,4 @@
-"""Boxes, polygons and masks of single objects: which are empty, cross themselves, disagree or leave the picture."""
+"""Geometry of single objects: empty boxes and polygons, self-crossing, disagreement, and parts outside the picture."""
 
 from collections.abc import Iterable, Sequence
 
@@ -9,9 +9,9 @@ from data_pipelines import masks
 from data_pipelines.records import RLE, Box, Instance, Record
 from instancevg_jax.errors import InputError
 
-_MARGIN = 1.0  # pixels that a box may reach beyond its picture: COCO's annotators rounded so
-_FAR_OUTSIDE = 0.1  # of the picture's side: what reaches further out is not a matter of rounding or of careless drawing
-_FAR = 0.3  # IoU of a box with the bounds of its mask; below, the two are of different objects or conventions
+_MARGIN = 1.0  # pixels that a box may reach beyond its picture, as COCO's do because of rounding
+_FAR_OUTSIDE = 0.1  # fraction of the picture's side beyond which rounding or careless drawing is no explanation
+_FAR = 0.3  # IoU of a box and its mask's bounds below which they belong to different objects or conventions
 _CHUNK = 512  # edges at a time: 4,000 points would take 0.7 GB at once
 
 
@@ -27,14 +27,14 @@ def polygon_is_empty(polygon: Sequence[float]) -> bool:
 
 
 def overhang(coordinates: Iterable[float], height: int, width: int) -> float:
-    """How far x, y, x, y, ... lie outside the picture, as a multiple of its side; 0 for points within it."""
+    """How far x, y, x, y, ... lie outside the picture, as a fraction of its side; 0 for points inside."""
     values = list(coordinates)
     sides = (width, height) * (len(values) // 2)
     return max((max(-v, v - side, 0) / side for v, side in zip(values, sides, strict=False)), default=0.0)
 
 
 def is_far_outside(coordinates: Iterable[float], height: int, width: int) -> bool:
-    """Whether points lie further outside than rounding or careless drawing explains."""
+    """Whether points lie further outside than rounding or careless drawing can explain."""
     return overhang(coordinates, height, width) > max(_FAR_OUTSIDE, 2 * _MARGIN / min(height, width))
 
 
@@ -73,19 +73,19 @@ def is_far(box: Box, mask: RLE) -> bool:
 
 
 def drawing(instance: Instance, height: int, width: int) -> tuple[RLE | None, str]:
-    """The mask of an object, if it has one, and why it cannot be drawn or has no pixel; "" where all is well."""
+    """The mask of an object, if it has one, and the reason why it cannot be drawn or is empty; "" if it is fine."""
     segmentation = instance.segmentation
     if isinstance(segmentation, list) and segmentation:
         segmentation = [p for p in segmentation if not polygon_is_empty(p)]
         if not segmentation:
-            return None, "no polygon of it has an area"
+            return None, "none of its polygons has an area"
     if not segmentation:
         return None, ""
     try:
         mask = masks.to_rle(segmentation, height, width)
     except InputError as error:
         return None, str(error)
-    return mask, "" if masks.area(mask) else "no pixel of it lies in the picture"
+    return mask, "" if masks.area(mask) else "it has no pixel within the picture"
 
 
 def crosses_itself(polygon: Sequence[float]) -> bool:

@@ -1,4 +1,4 @@
-"""The pictures that annotations name: whether they can be read, their sizes, and whether EXIF data turns them."""
+"""The pictures that annotations name: whether they can be read, their sizes, and their EXIF orientation."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,8 +11,8 @@ from instancevg_jax.errors import InputError
 from instancevg_jax.inputs.pictures import load_picture, picture_size
 
 
-class Picture(NamedTuple):
-    """What the file of a picture turned out to be: its size, or the kind of its fault."""
+class PictureInfo(NamedTuple):
+    """The size of a picture, or the kind of its fault."""
 
     size: tuple[int, int] | None  # (height, width) as it is shown, EXIF orientation applied
     kind: str = ""
@@ -25,7 +25,7 @@ class Picture(NamedTuple):
         return (self.size[1], self.size[0]) if self.size and self.orientation >= 5 else self.size
 
 
-def look_at_pictures(names: Sequence[str], folder: Path, num_workers: int) -> dict[str, Picture]:
+def look_at_pictures(names: Sequence[str], folder: Path, num_workers: int) -> dict[str, PictureInfo]:
     """Decode every named picture once, with a progress bar on stderr."""
     with ThreadPoolExecutor(num_workers) as pool:
         found = pool.map(lambda name: _look_at(folder / name), names)
@@ -33,11 +33,11 @@ def look_at_pictures(names: Sequence[str], folder: Path, num_workers: int) -> di
         return dict(zip(names, bar, strict=True))
 
 
-def _look_at(path: Path) -> Picture:
+def _look_at(path: Path) -> PictureInfo:
     try:
         if not path.is_file():
-            return Picture(None, "missing picture", str(path))
+            return PictureInfo(None, "missing picture", str(path))
         height, width = load_picture(path).shape[:2]
-        return Picture((height, width), orientation=picture_size(path)[2])
+        return PictureInfo((height, width), orientation=picture_size(path)[2])
     except (InputError, OSError) as error:
-        return Picture(None, "corrupt picture", str(error))
+        return PictureInfo(None, "corrupt picture", str(error))

@@ -1,11 +1,11 @@
-"""What `data_pipelines.check` prints: counts per split next to published ones, and how often each kind of fault was found."""
+"""The tables of `data_pipelines.check`: counts per split next to published ones, and the number of faults of each kind."""
 
 from collections.abc import Iterable, Sequence
 
 from data_pipelines.checking.faults import KINDS, Fault, Rules, is_note
-from data_pipelines.records import Protocol, Record, by_split, most_objects, select
+from data_pipelines.records import Record, by_split, most_objects, select
 
-# Numbers of pictures, as published. No source for the numbers of sentences is at hand.
+# Published numbers of pictures
 PUBLISHED = {
     "refcoco": {
         "val_refcoco_unc": 1500,
@@ -27,7 +27,7 @@ SOURCES = {
 }
 
 
-def counts_table(family: str, records: Sequence[Record], protocol: Protocol) -> list[list[str]]:
+def counts_table(family: str, records: Sequence[Record], protocol: str) -> list[list[str]]:
     """Rows of: split, records, sentences, pictures, published pictures, objects none / one / many, most objects."""
     splits = by_split(records)
     published = _published(family, splits.keys())
@@ -44,7 +44,7 @@ def counts_table(family: str, records: Sequence[Record], protocol: Protocol) -> 
 
 
 def _published(family: str, splits: Iterable[str]) -> dict[str, int]:
-    """Published pictures per split. The refer layout does not name its data set: which splits there are tells it."""
+    """Published pictures per split. The refer layout does not name its data set, so it is inferred from the splits."""
     published = PUBLISHED.get(family, {})
     if family != "refcoco":
         return published
@@ -54,7 +54,7 @@ def _published(family: str, splits: Iterable[str]) -> dict[str, int]:
 
 
 def faults_table(faults: Sequence[Fault], rules: Rules) -> list[list[str]]:
-    """Rows of: kind of fault, how often it was found, whether it is a fault or a note, the first one."""
+    """Rows of: kind of fault, number found, whether it is a fault or a note, the first one."""
     unchecked = {
         "expression longer than max_tokens": "" if rules.tokenizer else "needs --tokenizer",
         "words unknown to the tokenizer": "" if rules.tokenizer else "needs --tokenizer",

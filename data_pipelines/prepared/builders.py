@@ -1,8 +1,8 @@
 """Two TFDS builders, `Referring` for the records and `Pictures` for their pictures, each with one config per family.
 
-TensorFlow is not needed: the files are array_records, read by `as_data_source`. A picture is stored once, as the bytes of
-its file; records point to it. Masks are stored as run lengths: they are drawn once, here, and not in every epoch. Records
-keep the annotation file's order. A "+" in a split's name becomes "plus", because TFDS reads it as a sum.
+TensorFlow is not needed: the files are array_records, read by `as_data_source`. Each picture is stored once, as the bytes of
+its file, and records refer to it by index. Polygons are stored as run lengths, so that they are rasterized only once. Records
+keep the order of the annotation file. A "+" in a split's name becomes "plus", because TFDS reads it as a sum.
 """
 
 import contextlib
@@ -19,13 +19,12 @@ from tqdm import tqdm
 
 from data_pipelines import masks
 from data_pipelines.checking.frames import frame_of
-from data_pipelines.checking.pictures import Picture
+from data_pipelines.checking.pictures import PictureInfo
 from data_pipelines.records import (
     FAMILIES,
     RLE,
     Box,
     Instance,
-    Protocol,
     Record,
     Segmentation,
     by_split,
@@ -80,10 +79,10 @@ class Pictures(tfds.core.GeneratorBasedBuilder):
                     bar.update()
                     yield i, {"file_name": name, "bytes": data}
 
-    def _read(self, name: str) -> tuple[bytes, Picture]:
+    def _read(self, name: str) -> tuple[bytes, PictureInfo]:
         data = read_file(self.folder / name)
         height, width = decode_picture(data, str(self.folder / name)).shape[:2]
-        return data, Picture((height, width), orientation=picture_size(self.folder / name)[2])
+        return data, PictureInfo((height, width), orientation=picture_size(self.folder / name)[2])
 
 
 class Referring(tfds.core.GeneratorBasedBuilder):
@@ -94,7 +93,7 @@ class Referring(tfds.core.GeneratorBasedBuilder):
     BUILDER_CONFIGS = _CONFIGS
     pkg_dir_path = tfds.core.Path(__file__).parent
     splits: dict[str, list[Record]] = {}  # noqa: RUF012
-    pictures: dict[str, tuple[int, Picture]] = {}  # noqa: RUF012  file name -> index, what it is
+    pictures: dict[str, tuple[int, PictureInfo]] = {}  # noqa: RUF012  file name -> index, what it is
     digests: dict[str, str] = {}  # noqa: RUF012  of the records, and of the pictures they point to
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -107,7 +106,7 @@ class Referring(tfds.core.GeneratorBasedBuilder):
             "height": np.int64,
             "expressions": tfds.features.Sequence(text),
             "group": text,
-            "boxes": tfds.features.Sequence(text),  # "x1 y1 x2 y2", pixels; as text, for TFDS cuts numbers to float32
+            "boxes": tfds.features.Sequence(text),  # "x1 y1 x2 y2", pixels; text, because TFDS would round to float32
             "masks": tfds.features.Sequence(text),
             "object_ids": tfds.features.Sequence(text),
         }
@@ -139,7 +138,7 @@ class Referring(tfds.core.GeneratorBasedBuilder):
 def write_pictures(
     family: str, data_dir: Path, names: Sequence[str], folder: Path, digest: str, num_workers: int
 ) -> Pictures:
-    """Write the named pictures of `folder`, or keep what an earlier call has written of the same `pictures_digest`.
+    """Write the named pictures of `folder`, unless an earlier call has written those with the same `pictures_digest`.
 
     Atomic: a temporary folder is renamed at the end. Raises InputError for a damaged picture, and where nothing can be written.
     """
@@ -165,7 +164,7 @@ def write_records(family: str, data_dir: Path, records: Sequence[Record], digest
     builder = Referring(config=family, data_dir=str(data_dir), file_format="array_record")
     builder.splits = {name: found for name, found in zip(split_names(records), by_split(records).values(), strict=True)}
     builder.pictures = {
-        name: (i, Picture((height, width), orientation=turned))
+        name: (i, PictureInfo((height, width), orientation=turned))
         for i, (name, (height, width), turned) in enumerate(stored)
     }
     builder.digests = {"records": digest, "pictures": metadata["digest"]}
@@ -174,7 +173,7 @@ def write_records(family: str, data_dir: Path, records: Sequence[Record], digest
 
 
 def _write(builder: tfds.core.DatasetBuilder) -> None:
-    """Make the data set without TFDS's messages, which speak of downloads."""
+    """Write the data set without TFDS's messages, which mention downloads."""
     tfds.disable_progress_bar()
     try:
         with contextlib.redirect_stdout(io.StringIO()):
@@ -185,7 +184,7 @@ def _write(builder: tfds.core.DatasetBuilder) -> None:
         raise InputError(f"{builder.data_path}: cannot be written ({first_line(error)})") from error
 
 
-def _check_frame(record: Record, picture: Picture) -> None:
+def _check_frame(record: Record, picture: PictureInfo) -> None:
     if picture.orientation >= 5 and (frame := frame_of(record, picture)) != "shown":
         assert picture.size
         height, width = picture.size
@@ -196,10 +195,9 @@ def _check_frame(record: Record, picture: Picture) -> None:
         )
 
 
-def _with_objects(records: Sequence[Record]) -> dict[Protocol, int]:
+def _with_objects(records: Sequence[Record]) -> dict[str, int]:
     """How many records have an object under each protocol."""
-    protocols: tuple[Protocol, ...] = ("official", "strict")
-    return {protocol: sum(bool(select(r, protocol).objects) for r in records) for protocol in protocols}
+    return {p: sum(bool(select(r, p).objects) for r in records) for p in ("official", "strict")}
 
 
 def to_example(record: Record, height: int, width: int) -> dict[str, Any]:

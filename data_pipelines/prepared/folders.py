@@ -1,4 +1,4 @@
-"""A data set is made in a folder of its own and moved into place when it is complete, whenever the work is interrupted."""
+"""A data set is written in a temporary folder, which survives interruptions, and moved into place when it is complete."""
 
 import shutil
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ _PARTS = ("pictures", "referring")
 
 @contextmanager
 def side_folder(data_dir: Path, family: str) -> Iterator[Path]:
-    """The folder that a data set is made in, for one process at a time. It stays after a failure, for the next run to resume.
+    """The folder that a data set is written in, locked for one process. After a failure it is kept for the next run to resume.
 
     Raises InputError where it cannot be written or another process holds it.
     """
@@ -33,7 +33,7 @@ def side_folder(data_dir: Path, family: str) -> Iterator[Path]:
 
 
 def take_up(side: Path, data_dir: Path, family: str) -> None:
-    """Clear what killed runs have left unfinished. Pictures without records are of one that was interrupted: they are kept."""
+    """Remove the incomplete files of earlier runs. Complete pictures of an interrupted run are kept."""
     shutil.rmtree(side / "replaced", ignore_errors=True)
     for unfinished in side.glob(f"*/{family}/incomplete.*"):
         shutil.rmtree(unfinished)
@@ -44,7 +44,7 @@ def take_up(side: Path, data_dir: Path, family: str) -> None:
 
 
 def put_in_place(side: Path, data_dir: Path, family: str) -> None:
-    """Move records away first and in last: interrupted anywhere, no records are next to pictures that are not theirs."""
+    """Move old records away first and new ones in last: an interruption never leaves records with the wrong pictures."""
     (side / "replaced").mkdir()
     for name in reversed(_PARTS):
         if (data_dir / name / family).exists():

@@ -1,4 +1,4 @@
-"""What `data_pipelines.prepare` starts from: records that can be used, and what tells them and their pictures from others."""
+"""The inputs of `data_pipelines.prepare`: readable records, and digests of them and of their pictures."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -13,7 +13,7 @@ _SHOWN = 5  # of the names that an error lists
 
 
 def read_records(files: Sequence[Path], images: Path, captions: str, merge: str) -> list[Record]:
-    """The records of all files. Raises InputError that lists the first ones that cannot be read, and for no record at all."""
+    """The records of all files. Raises InputError listing unreadable records, and if there are no records."""
     problems = Problems(keep=True)
     records = read_files(files, problems, images=images, captions=captions, merge=merge)
     if problems.found:
@@ -28,7 +28,7 @@ def read_records(files: Sequence[Path], images: Path, captions: str, merge: str)
 
 
 def pictures_digest(names: Iterable[str], folder: Path) -> str:
-    """What tells pictures from others: their names and the lengths of their files.
+    """A digest of the names of pictures and the lengths of their files.
 
     Raises InputError that counts the pictures that are missing and names the first ones.
     """
@@ -48,7 +48,7 @@ def pictures_digest(names: Iterable[str], folder: Path) -> str:
 
 
 def records_digest(records: Iterable[Record]) -> str:
-    """What tells records from others: all that they hold, and their order."""
+    """A digest of the contents of records and of their order."""
     digest = hashlib.sha256()
     for record in records:
         digest.update(repr(record).encode())

@@ -1,4 +1,4 @@
-"""Where the loader's items come from: annotations and a folder of pictures, or a prepared data set."""
+"""Sources of items for the loader: annotations with a folder of pictures, or a prepared data set."""
 
 import bisect
 import contextlib
@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 
 from data_pipelines.prepared.builders import PICTURES_SPLIT, from_example
 from data_pipelines.records import FAMILIES, Record, split_name, units
-from data_pipelines.transforms import Choice
+from data_pipelines.transforms import Alternatives
 from instancevg_jax.errors import InputError, first_line
 from instancevg_jax.inputs.pictures import read_file
 
@@ -32,12 +32,12 @@ class Folder:
         """Items of an epoch: records, or groups of alternatives in training splits."""
         return len(self._units)
 
-    def __getitem__(self, index: int) -> Choice:
+    def __getitem__(self, index: int) -> Alternatives:
         """The item `index`, for `transforms.Transform`."""
-        return Choice(self.load, self._units[index])
+        return Alternatives(self.load, self._units[index])
 
     def load(self, position: int) -> tuple[Record, Callable[[], bytes]]:
-        """A record by its position among the records, and what reads its picture's file."""
+        """A record by its position, and a function that reads the file of its picture."""
         record = self._records[position]
         return record, functools.partial(read_file, self._images / record.picture)
 
@@ -56,7 +56,7 @@ class Prepared:
         self._records, self._pictures = _Shards(builder, self.split), _Shards(pictures, PICTURES_SPLIT)
         with _damage_in(Path(builder.data_path) / "metadata.json"):
             metadata = builder.info.metadata
-            # of the first record of which this is true, the id and picture; or ""
+            # id and picture of the first record for which this is true, or ""
             self.partial: str = metadata["partial"][self.split]  # has an object with only a box or only a mask
             self.ungrouped: str = metadata["ungrouped"][self.split]  # is in no group
             stored_for: str = metadata["digests"]["pictures"]
@@ -75,9 +75,9 @@ class Prepared:
         """Items of an epoch: records, or groups of alternatives in training splits."""
         return len(self._units)
 
-    def __getitem__(self, index: int) -> Choice:
+    def __getitem__(self, index: int) -> Alternatives:
         """The item `index`, for `transforms.Transform`."""
-        return Choice(self.load, self._units[index])
+        return Alternatives(self.load, self._units[index])
 
     def record(self, position: int) -> Record:
         """A record by its position in the split, without its picture."""
@@ -101,7 +101,7 @@ def _bytes_of(example: dict[str, Any]) -> bytes:
 
 
 class _Shards:
-    """The examples of one split. An error while one is read names the file that holds it."""
+    """The examples of one split. Errors name the file that contains the example."""
 
     def __init__(self, builder: Any, split: str) -> None:
         info = builder.info.splits[split]
@@ -150,7 +150,7 @@ def _open(data_dir: Path, name: str, family: str) -> Any:  # a DatasetBuilder; i
 
 @contextlib.contextmanager
 def _damage_in(*files: Path) -> Iterator[None]:
-    """Around the reading of files: whatever TFDS, array_record, protobuf or json raise names them and what to do."""
+    """Context for reading files: any error of TFDS, array_record, protobuf or json becomes an InputError naming them."""
     try:
         yield
     except InputError:

@@ -9,9 +9,9 @@ import numpy as np
 from data_pipelines.cache import PictureCache
 from data_pipelines.masks import decode
 from data_pipelines.prepared.sources import Prepared
-from data_pipelines.records import Record, check_protocol, is_training, select
-from data_pipelines.split import Description, Guess, Shown
-from data_pipelines.transforms import Choice, Example, Transform, box_of, mask_of, truth_of
+from data_pipelines.records import Record, is_training, select
+from data_pipelines.split import Description, Guess, Sample
+from data_pipelines.transforms import Alternatives, Example, Transform, box_of, mask_of, truth_of
 from instancevg_jax.config import Config
 from instancevg_jax.errors import InputError
 from instancevg_jax.inputs.pictures import decode_picture
@@ -35,10 +35,10 @@ class ReferringSplit:
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: int, /) -> Choice:
+    def __getitem__(self, index: int, /) -> Alternatives:
         return self.source[index]
 
-    def transform(self, item: Choice, rng: np.random.Generator) -> Example:
+    def transform(self, item: Alternatives, rng: np.random.Generator) -> Example:
         """Read, resize, tokenize: see `Transform`."""
         return self.make(item, rng)
 
@@ -68,14 +68,14 @@ class ReferringSplit:
         """The targets before they are resized."""
         return truth_of(self._record(record), self.make.protocol)
 
-    def show(self, record: int) -> Shown:
+    def show(self, record: int) -> Sample:
         """The record with its picture at its own size."""
         found, read = self.source.load(self.source[record].positions[0])
         height, width = found.height, found.width
         objects, _ = select(found, self.make.protocol)
         masks = [decode(mask_of(instance, height, width)).astype(bool) for instance in objects]
         boxes = [box_of(instance, height, width) for instance in objects]
-        return Shown(
+        return Sample(
             decode_picture(read(), found.picture),
             found.expressions[0],
             np.array(boxes, np.float32).reshape(-1, 4),
@@ -107,8 +107,7 @@ def open_referring(config: Config, split: str, tokenizer: Tokenizer, length: int
     source = Prepared(data.data_dir, data.name, split)
     _check_use(source, config)
     cache = _cache(data.picture_cache_mb * 10**6, source.digest, height, width) if data.picture_cache_mb else None
-    protocol = check_protocol(config.eval.protocol)
-    make = Transform(tokenizer, height, width, model.max_tokens, data.max_targets, protocol, cache)
+    make = Transform(tokenizer, height, width, model.max_tokens, data.max_targets, config.eval.protocol, cache)
     return ReferringSplit(source, make, min(length or len(source), len(source)))
 
 

@@ -1,7 +1,7 @@
-"""Answers to the embedded data set that need no model, to compare a model's scores with.
+"""Baselines for the embedded data set: answers that need no model.
 
-`always_none` is the floor; `LanguageOnly` knows which answers a kind of sentence has and sees no picture; `colour_only`
-sees the true objects and understands colour words only.
+`always_none` is the lower bound. `LanguageOnly` knows the usual answers to a kind of sentence and sees no picture.
+`colour_only` sees the true objects and understands only colour words.
 """
 
 from collections.abc import Iterable
@@ -22,7 +22,7 @@ def always_none(scene: DrawnScene) -> Guess:
 
 
 def colour_only(scene: DrawnScene) -> Guess:
-    """All objects of the colours that the sentence names, even to exclude them; without colour words, all objects."""
+    """All objects of the colours that the sentence names, including excluded ones; all objects without colour words."""
     colours = set(COLOURS).intersection(scene.expression.split())
     chosen = [i for i, thing in enumerate(scene.objects) if not colours or thing.colour in colours]
     if not chosen:
@@ -31,7 +31,7 @@ def colour_only(scene: DrawnScene) -> Guess:
 
 
 class LanguageOnly:
-    """Answers all sentences of a template alike: with the fixed mask, or no target, that has the best gIoU on `scenes`.
+    """Gives one answer to all sentences of a template: the fixed mask, or no target, with the best gIoU on `scenes`.
 
     The masks tried are the mean mask of the template's targets at several thresholds. All scenes must have one size.
     """

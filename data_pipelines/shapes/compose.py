@@ -1,8 +1,8 @@
-"""Scenes for the sentences of the embedded data set: which objects they have, and where.
+"""Scenes for the sentences of the embedded data set: their objects and the positions of these.
 
 A scene is built for a sentence and a kind of answer, and checked by `resolve`: if the sentence is ambiguous in it, or has
-another kind of answer, the scene is drawn again. The sentence and the kind of answer are never drawn again, and the
-number of objects is drawn before the kind of answer, so neither of them tells the answer.
+another kind of answer, only the scene is drawn again. The number of objects is drawn before the kind of answer. Neither the
+sentence nor the number of objects therefore predicts the answer.
 
 The objects of a scene are listed from back to front. An object overlaps at most one neighbour, by at most
 `HIDDEN_DEPTH` radii of the smaller of the two, so that more than half of each object is visible.
@@ -29,12 +29,12 @@ from data_pipelines.shapes.language import (
 OBJECT_COUNTS = {"basic": (2, 4), "full": (3, 8), "outlines": (2, 4)}
 RADII = {"small": (0.085, 0.105), "large": (0.165, 0.2)}  # of the picture's shorter side
 HIDDEN_DEPTH = 0.7  # how far two outlines may overlap, in radii of the smaller one
-APART = 1.12  # least distance of centres over sum of radii, of objects that do not touch
+APART = 1.12  # smallest ratio of the distance of centres to the sum of radii for objects that do not touch
 _NEAR_MISS = 0.6  # share of distractors that differ from a noun of the sentence in one attribute
 _ECHO = 0.25  # share that repeat an earlier distractor's colour and shape
-_NESTLE = 0.3  # share of objects that are tried next to an earlier one, so that one hides the other
-_CROWD = 6  # from this number of objects on, large ones are rarer, so that all fit
-_EDGE = 1.05  # radii from the picture's edge
+_NESTLE = 0.3  # share of objects that are placed next to an earlier one, if possible, so that they overlap
+_CROWD = 6  # with at least this number of objects, large ones are rarer, so that all fit
+_EDGE = 1.05  # smallest distance of a centre from the picture's edge, in radii
 _Place = tuple[float, float]
 _Places = list[_Place]
 
@@ -65,17 +65,17 @@ def kind_of(referents: Sequence[int]) -> Kind:
 
 
 def _fewest(expression: Expression) -> int:
-    """The least number of objects with which a scene exists for every kind of answer."""
+    """The smallest number of objects with which a scene exists for every kind of answer."""
     if expression.template in ("superlative", "ordinal", "negation", "conjunction", "relation"):
         return max(3, expression.rank + 1)
     return 4 if expression.template == "between" else max(2, expression.number)
 
 
-# --- Which objects ----------------------------------------------------------------------------------------------------
+# --- Objects ----------------------------------------------------------------------------------------------------------
 
 
 def _draw_things(dice: Dice, expression: Expression, kind: Kind, count: int, held_out: bool) -> list[SceneObject]:
-    """Objects without places; those that the sentence mentions come first."""
+    """Objects without positions; those that the sentence mentions come first."""
     wanted = _wanted(dice, expression, kind, count)
     things = [_matching(dice, noun, count, held_out) for noun in wanted]
     nouns = [expression.noun, *expression.anchors]
@@ -94,7 +94,7 @@ def _draw_things(dice: Dice, expression: Expression, kind: Kind, count: int, hel
 
 
 def _wanted(dice: Dice, expression: Expression, kind: Kind, count: int) -> list[Noun]:
-    """Nouns to draw an object for: the targets, and what the sentence needs around them (anchors, candidates)."""
+    """Nouns to draw an object for: the targets, and the anchors and candidates that the sentence needs."""
     noun, none = expression.noun, kind == "none"
     if expression.partner is not None:
         return [] if none else [noun, expression.partner]
@@ -115,7 +115,7 @@ def _wanted(dice: Dice, expression: Expression, kind: Kind, count: int) -> list[
 
 
 def _wanted_around(dice: Dice, expression: Expression, kind: Kind, count: int) -> list[Noun]:
-    """For a relation or "between": the anchors, then candidates. Some sentences have no target because either is missing."""
+    """For a relation or "between": the anchors, then candidates. Without target, one of the two may be missing."""
     anchors = list(expression.anchors)
     room = count - len(anchors)
     candidates = min(room, dice.between(2 if kind == "multi" else 1, 3 if expression.relation else 2))
@@ -156,11 +156,11 @@ def _near_miss(dice: Dice, noun: Noun, count: int, held_out: bool) -> SceneObjec
     return _matching(dice, missed, count, held_out)
 
 
-# --- Where ------------------------------------------------------------------------------------------------------------
+# --- Positions --------------------------------------------------------------------------------------------------------
 
 
 def _hints(dice: Dice, expression: Expression, kind: Kind, things: list[SceneObject]) -> _Places:
-    """Places for the first objects, for "between" only: two anchors, and between them the target or a distractor."""
+    """Positions of the first objects for "between": two anchors, and the target or a distractor between them."""
     if expression.relation or len(expression.anchors) < 2 or not expression.anchors[1].matches(things[1]):
         return []
     while True:
@@ -176,7 +176,7 @@ def _hints(dice: Dice, expression: Expression, kind: Kind, things: list[SceneObj
 
 
 def _arranged(dice: Dice, radii: list[float], hints: _Places) -> _Places | None:
-    """Centres with all objects inside the picture and none hidden too much; None if they do not fit."""
+    """Centres such that all objects are inside the picture and none is hidden too much; None if they do not fit."""
     places: dict[int, _Place] = {}
     touched: set[int] = set()
     largest_first = sorted(range(len(hints), len(radii)), key=lambda i: -radii[i])
@@ -193,7 +193,7 @@ def _arranged(dice: Dice, radii: list[float], hints: _Places) -> _Places | None:
 
 
 def _spots(dice: Dice, radius: float, places: dict[int, _Place], radii: list[float]) -> Iterator[_Place]:
-    """Places to try for one object: sometimes a few next to an object placed before, then some anywhere."""
+    """Positions to try for one object: sometimes a few next to an earlier object, then random ones."""
     low, high = _EDGE * radius, 1 - _EDGE * radius
     if places and dice.chance(_NESTLE):
         for _ in range(6):
@@ -209,7 +209,7 @@ def _spots(dice: Dice, radius: float, places: dict[int, _Place], radii: list[flo
 
 
 def _touching(spot: _Place, radius: float, places: dict[int, _Place], radii: list[float]) -> list[int] | None:
-    """The placed objects that one at `spot` would touch; None if it would hide one, or be hidden, too much."""
+    """The placed objects that an object at `spot` would touch; None if the overlap would be too large."""
     touching = []
     for j, (x, y) in places.items():
         dx, dy, reach = spot[0] - x, spot[1] - y, radius + radii[j]

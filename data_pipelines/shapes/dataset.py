@@ -1,7 +1,7 @@
 """The embedded data set: an infinite number of generated pictures with sentences, their targets and visible masks.
 
-Nothing is stored: scene `index` of a split is computed from (split, level, index) alone, and is the same in every process
-and on every platform. language.py defines the sentences and their meaning, compose.py makes scenes for them, and scene.py
+Nothing is stored. Scene `index` of a split depends only on (split, level, index) and is the same in every process and on
+every platform. language.py defines the sentences and their meaning, compose.py makes scenes for them, and scene.py
 draws the scenes.
 
 Splits are disjoint by their seeds. "train", "val" and "test" neither show nor mention the seven (colour, shape) pairs of
@@ -62,7 +62,7 @@ class Scene:
     """A sentence and the objects it is about, not yet drawn."""
 
     expression: str
-    template: str  # which form the sentence has: a key of language.TEMPLATES
+    template: str  # the form of the sentence: a key of language.TEMPLATES
     kind: Kind  # "single", "multi" or "none": how many targets there are
     attributes: tuple[str, ...]  # ("colour",), ("colour", "shape"), ("shape", "relation"), ...: what the sentence uses
     objects: tuple[SceneObject, ...]  # from back to front
@@ -75,7 +75,7 @@ class DrawnScene(Scene):
 
     image: np.ndarray  # [H, W, 3] uint8, RGB
     boxes_xyxy: np.ndarray  # [N, 4] float32, pixels, tight around the visible masks, x2 and y2 excluded
-    masks: np.ndarray  # [N, H, W] bool, what can be seen of each object
+    masks: np.ndarray  # [N, H, W] bool, the visible part of each object
 
     @property
     def mask(self) -> Bool[np.ndarray, "H W"]:
@@ -94,8 +94,6 @@ class ShapesDataset:
     def __post_init__(self) -> None:
         if self.split not in SPLITS:
             raise InputError(f"split {self.split!r} of the shapes data; expected one of {', '.join(SPLITS)}")
-        if self.level not in LEVELS:
-            raise InputError(f"level {self.level!r} of the shapes data; expected one of {', '.join(LEVELS)}")
         if min(self.size) < MIN_SIDE:
             raise InputError(
                 f"picture size {self.size} of the shapes data; expected (H, W) of at least {MIN_SIDE} each"

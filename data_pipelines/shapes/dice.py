@@ -1,7 +1,7 @@
 """Seeded random choices for the embedded data set.
 
-Only the raw words of PCG64 are used: numpy guarantees that stream across releases and platforms, which it does not for the
-methods of its `Generator`. They are turned into choices by integer arithmetic and exact IEEE operations.
+Only the raw words of PCG64 are used, which numpy guarantees to be the same across releases and platforms, unlike the results of
+`Generator`'s methods. Integer arithmetic and exact IEEE operations turn them into choices.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 
 T = TypeVar("T")
 
-_BUFFER = 128  # words fetched at once
+_BUFFER = 128  # words fetched at a time
 _UNIT = 2.0**-53
 
 

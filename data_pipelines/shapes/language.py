@@ -1,7 +1,7 @@
 """The language of the embedded data set: its words, its sentences, and what a sentence means in a scene.
 
-A sentence is drawn first, independently of the answer. Then the kind of answer (one target, several or none) is drawn,
-and compose.py makes a scene for both. So no word, template or length of a sentence tells whether it has a target:
+The sentence is drawn first, independently of the answer. Then the kind of answer (one target, several or none) is drawn,
+and compose.py makes a scene for both. No word, template or length of a sentence therefore predicts whether it has a target:
 P(no target) is 1/3 for each of them.
 
 `resolve` reads a sentence strictly. It returns the set of targets, or None where people could disagree:
@@ -31,7 +31,7 @@ ATTRIBUTES = {"size": SIZES, "texture": TEXTURES, "colour": COLOURS, "shape": SH
 PLURALS = {shape: shape + "s" for shape in SHAPES} | {"cross": "crosses", "thing": "things"}
 KIND_OF_WORD = {word: kind for kind, words in ATTRIBUTES.items() for word in words}
 
-# Neither drawn nor named outside the split "heldout": one pair per colour and per shape.
+# Pairs that occur in the split "heldout" only: one per colour and per shape.
 HELD_OUT_PAIRS = frozenset(
     zip(COLOURS, ("star", "ring", "heart", "square", "triangle", "cross", "circle"), strict=True)
 )
@@ -76,11 +76,11 @@ class Noun:
     def matches(self, thing: SceneObject) -> bool:
         """Whether the object has every named attribute, and not the excluded word."""
         return (
-            (self.colour is None or self.colour == thing.colour)
-            and (self.shape is None or self.shape == thing.shape)
-            and (self.size is None or self.size == thing.size)
-            and (self.texture is None or self.texture == thing.texture)
-            and (self.but_not is None or self.but_not not in (thing.colour, thing.shape, thing.size, thing.texture))
+            self.colour in (None, thing.colour)
+            and self.shape in (None, thing.shape)
+            and self.size in (None, thing.size)
+            and self.texture in (None, thing.texture)
+            and self.but_not not in (thing.colour, thing.shape, thing.size, thing.texture)
         )
 
     def named(self) -> tuple[str, ...]:
@@ -210,7 +210,7 @@ def _ordered(expression: Expression, found: list[int], things: Sequence[SceneObj
         small, large = sorted((things[ranked[0]].radius, things[ranked[1]].radius))
         return ranked[:1] if large >= SIZE_MARGIN * small else None
     x, y = (SIDES | SUPERLATIVES)[expression.order]
-    # Position along the axis, counted from the side that is named.
+    # Position along the axis, measured from the named side.
     place = {i: -(x * things[i].centre[0] + y * things[i].centre[1]) for i in found}
     ranked = sorted(found, key=place.__getitem__)
     rank = expression.rank
@@ -247,7 +247,7 @@ _Kinds = tuple[str, ...] | None  # of attribute that a noun names; None: drawn b
 def draw_expression(dice: Dice, level: str, held_out: bool) -> Expression:
     """One sentence. With `held_out` its noun names a pair of HELD_OUT_PAIRS; without, no such pair is mentioned.
 
-    At level "outlines" a noun names a shape and nothing else (but for `held_out`).
+    At level "outlines", nouns name only a shape, except with `held_out`.
     """
     weights = TEMPLATES[level]
     if level == "outlines" and not held_out:

@@ -1,8 +1,8 @@
 """Drawing a scene of the embedded data set: background, objects with texture and shading, shadows, light, noise.
 
 All arithmetic on pixels uses integers, and edges are smoothed by drawing at `_FINE` times the size and averaging, so that
-every platform draws the same picture. While it is drawn, a picture is three planes [3, H, W] of int16, because numpy is
-several times faster on long rows than on triples.
+every platform draws the same picture. Pictures are drawn as int16 planes [3, H, W], because numpy is several times faster on
+long rows than on triples.
 """
 
 from collections.abc import Sequence
@@ -98,7 +98,7 @@ def tight_boxes(masks: Bool[np.ndarray, "N H W"]) -> Float32[np.ndarray, "N 4"]:
 def _paint(
     dice: Dice, picture: Int16[np.ndarray, "3 H W"], owner: Int8[np.ndarray, "H W"], index: int, thing: SceneObject
 ) -> None:
-    """Draw one object over the picture, in place, and become the owner of the pixels that it covers by half or more."""
+    """Draw one object over the picture, in place. It owns the pixels of which it covers at least half."""
     height, width = owner.shape
     radius = thing.radius * min(height, width)
     x, y = thing.centre[0] * width, thing.centre[1] * height

@@ -1,4 +1,4 @@
-"""The embedded data as a split: scenes are drawn by the loader's workers when they are needed."""
+"""The embedded data as a split. The loader's workers draw scenes when they are needed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -8,7 +8,7 @@ import numpy as np
 
 from data_pipelines.shapes import baselines
 from data_pipelines.shapes.dataset import ShapesDataset
-from data_pipelines.split import ENDLESS, Description, Guess, Shown
+from data_pipelines.split import ENDLESS, Description, Guess, Sample
 from data_pipelines.transforms import Example, check_count, stack, unit_boxes
 from instancevg_jax.config import Config
 from instancevg_jax.errors import InputError
@@ -16,14 +16,14 @@ from instancevg_jax.inputs.text import clean_expression
 from instancevg_jax.inputs.tokenizer import Tokenizer
 from instancevg_jax.types import Batch
 
-LANGUAGE_EXAMPLES = 3000  # training sentences that the language-only baseline reads
+LANGUAGE_EXAMPLES = 3000  # training scenes from which the language-only baseline learns
 
 
 @dataclass(frozen=True)
 class ShapesSplit:
     """A split of the embedded data; infinite unless it has a `length`.
 
-    With a `curriculum`, items below that index are of the first level of `turns`, and later ones cycle through all levels.
+    With a `curriculum`, items below that index have the first level of `turns`, and later ones cycle through all levels.
     """
 
     dataset: ShapesDataset
@@ -86,11 +86,11 @@ class ShapesSplit:
         scene = self.dataset[record]
         return scene.boxes_xyxy[list(scene.referents)], scene.mask
 
-    def show(self, record: int) -> Shown:
+    def show(self, record: int) -> Sample:
         """The scene as it is drawn."""
         scene = self.dataset[record]
         targets = list(scene.referents)
-        return Shown(scene.image, scene.expression, scene.boxes_xyxy[targets], scene.masks[targets])
+        return Sample(scene.image, scene.expression, scene.boxes_xyxy[targets], scene.masks[targets])
 
     def guesses(self, record: int) -> dict[str, Guess]:
         """See `baselines`."""

@@ -19,7 +19,7 @@ from flax import nnx, struct
 from instancevg_jax import checkpoint
 from instancevg_jax.answers.grounding import Evidence, Grounding
 from instancevg_jax.answers.postprocess import Decision, postprocess, score_queries, to_original_size
-from instancevg_jax.config import Config, EvalConfig, check
+from instancevg_jax.config import EMBEDDED, Config, EvalConfig, check
 from instancevg_jax.errors import InputError, first_line
 from instancevg_jax.inputs.pictures import Picture, load_picture, prepare_picture
 from instancevg_jax.inputs.text import clean_expression, unknown_words
@@ -107,7 +107,7 @@ class Predictor:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a user should know about this model before believing its answers."""
-        return (SHAPES_ONLY,) if self.config.data.name == "shapes" else ()
+        return (SHAPES_ONLY,) if self.config.data.name == EMBEDDED else ()
 
     @overload
     def predict(

@@ -192,7 +192,7 @@ class _Progress:
 
 @dataclass(frozen=True)
 class _Answered:
-    """What the devices compute for a batch."""
+    """The results of the devices for a batch."""
 
     predictions: dict[str, Predictions]  # by rule; with each query's own mask where answers are asked for
     passed: Any  # `thresholds_passed` [B, H, W]; None without a sweep
@@ -202,7 +202,7 @@ jax.tree_util.register_dataclass(_Answered)
 
 
 class _Measures:
-    """Everything that is measured of this process's records of a split."""
+    """The measurements of this process's records of a split."""
 
     def __init__(
         self,
@@ -217,7 +217,7 @@ class _Measures:
         self._sweep = Sweep(thresholds, settings.protocol) if thresholds else None
 
     def update(self, answered: _Answered, batch: Batch, records: np.ndarray) -> None:
-        """Measure the records of a batch, except those that only fill it up. Waits for the devices."""
+        """Measure the records of a batch, without padding. Waits for the devices."""
         answered = _local(answered)
         predicted = {rule: answers(predictions) for rule, predictions in answered.predictions.items()}
         targets, own = truths(batch.targets), self._settings.no_target_rule
@@ -234,7 +234,7 @@ class _Measures:
                 self._on_answer(record, self._grounding(answered.predictions[own], i, record), rows[own])
 
     def _truth(self, truth: Truth, record: int) -> Truth:
-        """In the pixels that are compared; `truth` is the target in the network's."""
+        """The truth at the resolution of the comparison; `truth` is at the network's."""
         if self._settings.resolution == "network":
             return truth
         boxes, mask = self._source.truth(record)

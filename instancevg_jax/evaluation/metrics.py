@@ -1,24 +1,24 @@
 """The metrics of every task: REC and RES (RefCOCO), GREC and GRES (gRefCOCO), Ref-ZOM, R-RefCOCO. Numpy, on the host.
 
-Each record is measured once, into one `Row` of numbers, and each task's metrics summarize the rows. A row carries its record's
-number, so results of several processes can be merged without counting a record twice.
+Each record is measured once as a `Row` of numbers, and each task's metrics summarize the rows. Rows contain the record's number,
+so that results of several processes can be merged without counting a record twice.
 
     metrics = Metrics("gres", score_threshold=0.7, protocol="official")
     metrics.update(Answer(boxes, scores, mask), Truth(true_boxes, true_mask, empty=False), record=0)
     print(metrics.result())
 
-Sources: evaluations/{grefcoco,refzom,rrefcoco}.py and apis/test.py of the original. `protocol="official"` gives its numbers,
-`protocol="strict"` corrects its slips:
+Sources: evaluations/{grefcoco,refzom,rrefcoco}.py and apis/test.py of the original. `protocol="official"` reproduces its numbers,
+`protocol="strict"` corrects its mistakes:
 
 | what | official | strict |
 |---|---|---|
-| GREC: a predicted box is right | GIoU >= 0.5 | IoU >= 0.5 |
+| GREC: a predicted box is correct | GIoU >= 0.5 | IoU >= 0.5 |
 | GREC: a query counts | score >= threshold in float64 (elsewhere > in float32) | score > threshold everywhere |
 | T_acc, N_acc without a record to count | 0; T_acc and N_acc of GRES are both 0 if no record is empty | NaN |
 | R-RefCOCO Pr@X | of the running sum of IoU within a group | of each sentence's IoU |
 
-Both protocols: a mean over nothing is NaN where the original divides by zero, and R-RefCOCO leaves a group without a no-target
-sentence out of mRR, and one without a targeted sentence out of mIoU and rIoU, where the original stops with an error.
+Under both protocols, a mean over nothing is NaN, where the original divides by zero. R-RefCOCO's mRR omits groups without a
+no-target sentence, and mIoU and rIoU omit groups without a targeted one, where the original stops with an error.
 All metrics are percentages.
 """
 
@@ -36,7 +36,7 @@ from instancevg_jax.types import Predictions, Targets
 
 
 class Row(NamedTuple):
-    """What is measured of one record. NaN stands for a number that the answer does not allow to be measured."""
+    """The measurements of one record; NaN for what the answer does not contain."""
 
     record: float  # number of the record in its split; unique
     group: float  # R-RefCOCO: the group of sentences that the record belongs to; -1 for none
@@ -60,7 +60,7 @@ Columns: TypeAlias = dict[str, np.ndarray]  # a column of many rows, by its name
 
 @dataclass(frozen=True)
 class Answer:
-    """What is predicted for a record. One box and score per query that gives an answer, in any order.
+    """The prediction for a record: one box and score per query that gives an answer, in any order.
 
     Lists are converted to arrays, and masks of 0 and 1 or of 0 and 255 to bool. Raises InputError for anything else.
     """
@@ -94,7 +94,7 @@ class Truth:
 
 
 def _numbers(values: Any, what: str) -> np.ndarray:
-    """As an array of floats; float arrays keep their type."""
+    """An array of floats; float arrays keep their dtype."""
     try:
         array = np.asarray(values)
         return array if np.issubdtype(array.dtype, np.floating) else array.astype(np.float64)
@@ -211,7 +211,7 @@ class Metrics:
         return self._summary(self.protocol)
 
     def shown(self) -> dict[str, float]:
-        """`result`, with NaN also where the official protocol states 0 although there is nothing to measure."""
+        """`result`, but with NaN where the official protocol gives 0 although there is nothing to measure."""
         official, strict = self.result(), self._summary("strict")
         invented = {name for name, value in official.items() if value == 0 and strict[name] != 0}
         return {name: float("nan") if name in invented else value for name, value in official.items()}
@@ -278,7 +278,7 @@ def measure_at(
 
 
 class _Matched(NamedTuple):
-    """What GREC counts in a record at one threshold."""
+    """GREC's counts for a record at one threshold."""
 
     predictions: int
     hits: int
@@ -429,12 +429,12 @@ def _rrefcoco(rows: Columns, protocol: str) -> dict[str, float]:
 
 
 def _mean_share(row: Row) -> float:
-    """Share of a record in gIoU."""
+    """A record's contribution to gIoU."""
     return row.says_none if row.empty else row.iou * (1 - row.says_none)
 
 
 def _iou_or_none(row: Row) -> float:
-    """IoU where there is a target; whether that was recognized where there is none."""
+    """IoU if there is a target; otherwise 1 if that was recognized, else 0."""
     return row.says_none if row.empty else row.iou
 
 
@@ -445,13 +445,13 @@ def _box_and_mask(row: Row) -> float:
 
 @dataclass(frozen=True)
 class Task:
-    """All that differs between tasks outside of the network."""
+    """Everything outside the network that differs between tasks."""
 
     summarize: Callable[[Columns, str], dict[str, float]]  # (columns, protocol) -> metrics in percent
-    headline: str  # the metric of the literature
-    detection: str  # the original keeps the best checkpoint by this metric
-    segmentation: str  # and another one by this
-    tiles: tuple[str, ...]  # what a report shows first
+    headline: str  # the metric that papers compare
+    detection: str  # metric of one of the original's two best checkpoints
+    segmentation: str  # metric of the other one
+    tiles: tuple[str, ...]  # metrics at the top of a report
     score: Callable[
         [Row], float
     ]  # how good one answer is, 0 to 1, by the task's own rules; below FAILED it is a failure

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from data_pipelines import masks
-from data_pipelines.records import RLE
+from data_pipelines.annotations.values import segmentation
 from data_pipelines.splits import Split
 from instancevg_jax.config import Config
 from instancevg_jax.errors import InputError, first_line
@@ -23,11 +23,11 @@ from instancevg_jax.evaluation.evaluator import Evaluation
 from instancevg_jax.evaluation.metrics import TASKS, Answer, Metrics, Row, Truth, measure
 
 KEYS = ("record", "record_id", "boxes", "scores", "masks", "mask", "no_target")
-RULE = "predictions"  # stands for the no-target rule, which the file's model has applied
+RULE = "predictions"  # in place of a no-target rule, which the model that wrote the file has applied
 
 
 class Prediction(NamedTuple):
-    """What a file says of one record, in the picture's own pixels. None: the file does not say."""
+    """The prediction for one record, in the picture's own pixels. None: not in the file."""
 
     where: str  # for errors
     boxes: Any = None  # [N, 4], xyxy
@@ -69,7 +69,7 @@ def score_predictions(path: Path, config: Config, split: str, source: Split) -> 
 
 
 def _read(path: Path, numbers: Mapping[str, int]) -> Iterator[tuple[int, Prediction, bool]]:
-    """(record, prediction, whether the format has one object per record)."""
+    """Yields (record, prediction, whether the format has one object per record)."""
     objects = _objects(path)
     first = next(objects, None)
     if first is None:
@@ -86,7 +86,7 @@ def _read(path: Path, numbers: Mapping[str, int]) -> Iterator[tuple[int, Predict
 
 
 def _objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The JSON objects of the file, with where each is found. JSON lines are read one by one."""
+    """The JSON objects of the file with their places in it. JSON lines are read one at a time."""
     try:
         with path.open(encoding="utf-8-sig") as file:
             start = file.read(1)
@@ -110,7 +110,7 @@ def _objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _record(where: str, entry: dict[str, Any], numbers: Mapping[str, int]) -> int:
-    """The number of the record that an object is about."""
+    """The number of the record that an object refers to."""
     number, name = entry.get("record"), entry.get("record_id")
     if isinstance(name, str) and name in numbers:
         if number not in (None, numbers[name]):
@@ -118,9 +118,9 @@ def _record(where: str, entry: dict[str, Any], numbers: Mapping[str, int]) -> in
         return numbers[name]
     if name is None and type(number) is int and 0 <= number < len(numbers):
         return number
-    given = f"record_id {name!r}" if name is not None else f"record {number!r}"
+    stated = f"record_id {name!r}" if name is not None else f"record {number!r}"
     known = f"record 0 to {len(numbers) - 1}, or record_id such as {next(iter(numbers), '')!r}"
-    raise InputError(f"{where}: {given} is not in the split; expected {known}")
+    raise InputError(f"{where}: {stated} is not in the split; expected {known}")
 
 
 def _of_json(where: str, entry: dict[str, Any]) -> Prediction:
@@ -154,7 +154,7 @@ def _of_coco(where: str, entries: list[dict[str, Any]]) -> Prediction:
 
 
 def _measure(prediction: Prediction, source: Split, record: int, config: Config) -> Row:
-    """The row; NaN in the columns of what the file does not contain."""
+    """The row; columns that need something that is not in the file are NaN."""
     true_boxes, true_mask = source.truth(record)
     truth = Truth(true_boxes, true_mask, not source.describe(record).object_ids)
     settings = config.eval
@@ -177,7 +177,7 @@ def _measure(prediction: Prediction, source: Split, record: int, config: Config)
 
 
 def _scores(prediction: Prediction) -> np.ndarray:
-    """One per box or mask; 1 where the file has none."""
+    """One score per box or mask; 1 if the file has no scores."""
     count = len(prediction.boxes if prediction.boxes is not None else prediction.masks or [])
     if prediction.scores is None:
         return np.ones(count)
@@ -218,18 +218,8 @@ def _says_none(prediction: Prediction, scores: np.ndarray, mask: np.ndarray, thr
 
 
 def _decoded(encoding: Any, shape: tuple[int, int]) -> Bool[np.ndarray, "H W"]:
-    """A mask from COCO's run-length encoding, compressed or not."""
-    height, width = shape
-    size = encoding.get("size") if isinstance(encoding, dict) else None
-    if size is None or "counts" not in encoding:
-        raise InputError(f'a mask is {str(encoding)[:60]!r}; expected {{"size": [{height}, {width}], "counts": ...}}')
-    if list(size) != [height, width]:
-        raise InputError(f"a mask has size {size}; expected [{height}, {width}], the picture's height and width")
-    counts = encoding["counts"]
-    try:
-        rle = (
-            RLE(height, width, counts) if isinstance(counts, str) else masks.uncompressed_to_rle(counts, height, width)
-        )
-        return masks.decode(rle).astype(bool)
-    except TypeError as error:
-        raise InputError(f"the counts of a mask are {str(counts)[:60]!r}; expected COCO's run lengths") from error
+    """A mask in any form that annotations may have, such as COCO's run-length encoding, compressed or not."""
+    stated = segmentation(encoding, "a mask", folders=())
+    if stated is None:
+        raise InputError("a mask is missing or null; expected COCO's run-length encoding")
+    return masks.decode(masks.sized(stated, *shape)).astype(bool)

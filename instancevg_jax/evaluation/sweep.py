@@ -1,8 +1,8 @@
 """F1, N_acc, T_acc and gIoU over score thresholds, from one pass over the data.
 
-Which queries count, and with them the merged mask, depends on the threshold. `postprocess.thresholds_passed` encodes the masks of
-all thresholds in one array of small integers, and a histogram of it gives their pixel counts. The numbers equal those of a
-separate evaluation at each threshold.
+The threshold determines which queries count, and so the merged mask. `postprocess.thresholds_passed` encodes the masks of all
+thresholds in one array of small integers, whose histogram gives their pixel counts. The results equal those of a separate
+evaluation at each threshold.
 """
 
 from collections.abc import Sequence

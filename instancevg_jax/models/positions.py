@@ -1,7 +1,7 @@
-"""Brings a backbone's position table and patch embedding to another picture or patch size.
+"""Resizes a backbone's position table and patch embedding for another picture or patch size.
 
 Source: the original's models/vis_encs/beit/beit3.py, `load_model_and_may_interpolate`; torch's bicubic interpolation
-(align_corners=False, no antialiasing), which OpenCV computes alike.
+(align_corners=False, no antialiasing), whose values OpenCV's equal.
 """
 
 from collections.abc import Mapping
@@ -13,12 +13,12 @@ from jaxtyping import Float32
 
 from instancevg_jax.config import ModelConfig
 
-FIRST_ROWS = 3  # of the position table: two unused ones, then the class token's
+FIRST_ROWS = 3  # of the position table, before those of the patches: two unused ones and the class token's
 POSITIONS, PATCHES = "backbone.vision_positions", "backbone.patch_embed.kernel"
 
 
 class Grid(NamedTuple):
-    """The patches of a picture: how many, and the side of one in pixels."""
+    """The grid of patches of a picture: numbers of rows and columns, and the side of a patch in pixels."""
 
     height: int
     width: int
@@ -30,9 +30,9 @@ class Grid(NamedTuple):
 
 
 def fit_backbone(params: Mapping[str, np.ndarray], old: Grid, new: Grid) -> dict[str, np.ndarray]:
-    """Position table and patch embedding by name, of the parameters of a model with `old` patches, for one with `new`.
+    """Position table and patch embedding, by name, resized from a model with the grid `old` for one with `new`.
 
-    Only what has to be resized is returned, as float32.
+    Returns only what has to be resized, as float32.
     """
     fitted = {}
     if old[:2] != new[:2]:
@@ -47,7 +47,7 @@ def fit_backbone(params: Mapping[str, np.ndarray], old: Grid, new: Grid) -> dict
 def resize_positions(
     table: Float32[np.ndarray, "rows D"], old: tuple[int, int], new: tuple[int, int]
 ) -> Float32[np.ndarray, "new D"]:
-    """A position table for pictures of `new` = (h, w) patches, from one of `old`. Its first 3 rows are kept."""
+    """Resize a position table from `old` to `new` = (rows, columns) of patches. Its first 3 rows are kept."""
     grid = table[FIRST_ROWS:].reshape(*old, -1).transpose(2, 0, 1)
     resized = resize_bicubic(grid, new).transpose(1, 2, 0).reshape(-1, table.shape[1])
     return np.concatenate([table[:FIRST_ROWS], resized])

@@ -1,4 +1,4 @@
-"""Reads a pickle: nothing in it is imported, called or built except the few plain things of values.py.
+"""Reads a pickle without importing, calling or building anything in it except the plain values of values.py.
 
 A pickle is a small program for a stack machine. This module runs that program over inert values: a class such as
 `argparse.Namespace` becomes an `Inert` record; a function (`os.system`, `builtins.eval`) ends the reading. Work and memory are
@@ -21,9 +21,9 @@ MAX_CONTAINERS = 2_000_000
 MAX_COPIED_BYTES = 256 << 20
 MAX_INT_BITS = 1024
 MAX_NESTING = 100
-MAX_ITEMS = 50_000_000  # of a tree, written out in full
+MAX_ITEMS = 50_000_000  # of a tree, shared items counted once per reference
 
-# Classes are recorded by any name, as long as it looks like a class's; these are classes although they do not.
+# Any name that is spelled like a class is accepted and recorded as one; these are classes spelled in lower case.
 LOWER_CASE_CLASSES = frozenset(
     {
         "numpy.dtype",
@@ -34,7 +34,7 @@ LOWER_CASE_CLASSES = frozenset(
     }
 )
 LOWER_CASE_TYPES = frozenset(f"builtins.{name}" for name in ("list", "tuple", "int", "float", "str", "bool"))
-# Modules that honest data never mentions. Their classes would be inert records as well, but such a file is no data.
+# Modules that data never mentions. Their classes would be inert too, but a file that names them is not data.
 PROGRAMS = frozenset("os posix nt subprocess commands sys socket importlib ctypes multiprocessing runpy pty".split())  # noqa: SIM905
 
 
@@ -45,21 +45,21 @@ def load(
     names: frozenset[str] = frozenset(),
     persistent: Callable[[Any], Any] | None = None,
 ) -> Any:
-    """The value of the pickle at `stream`'s position, which is moved behind it.
+    """The value of the pickle at `stream`'s position, which is moved to the pickle's end.
 
     Args:
         stream: the pickle.
         source: names the file in errors.
-        constructors: dotted names -> functions of the argument tuple that stand in for a call, next to the plain ones.
-        names: what else the pickle may mention without calling it.
-        persistent: reads a reference to something outside the pickle. It and constructors raise Malformed for bad arguments.
+        constructors: dotted name -> function of the argument tuple that replaces the call, in addition to values.PLAIN.
+        names: further names that the pickle may mention without calling them.
+        persistent: resolves a reference to something outside the pickle. Like constructors, it raises Malformed for bad arguments.
 
     Raises:
-        InputError: the pickle is damaged, holds anything else than data, or is too large.
+        InputError: the pickle is damaged, contains anything other than data, or is too large.
     """
     machine = _Machine(PLAIN | dict(constructors or {}), LOWER_CASE_TYPES | names, persistent)
     try:
-        with warnings.catch_warnings(action="ignore"):  # of odd escapes in old kinds of strings
+        with warnings.catch_warnings(action="ignore"):  # about odd escapes in strings of Python 2
             value = machine.run(stream)
     except Malformed as error:
         raise InputError(f"{source}: {error}; nothing was run") from error
@@ -70,7 +70,7 @@ def load(
 
 
 def load_tree(data: bytes, source: str) -> Any:
-    """The plain value of a pickle, all of which may be visited: nothing contains itself or is shared by the million.
+    """The value of a pickle as a tree that is safe to traverse: without cycles, and bounded in size when written out.
 
     Raises InputError as `load` does.
     """
@@ -83,7 +83,7 @@ CONTAINERS = (list, tuple, dict, set, Inert)
 
 
 def _check_nesting(value: Any, source: str) -> None:
-    """Walk breadth first over all containers, each once; refuse what is nested absurdly deep."""
+    """Raise InputError for containers nested too deeply. Each container is visited once, breadth first."""
     seen: set[int] = set()
     level = [value]
     for _ in range(MAX_NESTING):
@@ -99,7 +99,7 @@ def _check_nesting(value: Any, source: str) -> None:
 
 
 def _check_items(value: Any, source: str) -> None:
-    """Walk depth first over all containers, each once; count the items that a visitor of every part would meet."""
+    """Raise InputError for cycles and too many items, counted as a full traversal would meet them. Depth first, each once."""
     sizes = {id(value): 0}  # of containers; 0 while they are open
     path = [[value, iter(_children(value)), 1]]
     while path:
@@ -133,7 +133,7 @@ def _children(item: Any) -> Iterable[Any]:
 
 
 class _Machine:
-    """The stack machine. Every opcode has an action, or pushes its argument."""
+    """The stack machine. Each opcode runs its action, or pushes its argument."""
 
     def __init__(
         self,
@@ -243,7 +243,7 @@ class _Machine:
         self.push(self.memo[index])
 
     def name(self, module: Any, name: Any) -> None:
-        """The only place where a name enters: those of classes become a record, all others end the reading."""
+        """The only place where a name enters: a class's becomes a `Name`; any other is refused."""
         if not isinstance(module, str) or not isinstance(name, str):
             raise Malformed("found a name that is not text")
         name = "range" if (module, name) == ("__builtin__", "xrange") else name
@@ -295,7 +295,7 @@ class _Machine:
 
 
 def _is_class(name: str) -> bool:
-    """Whether a dotted name is a class's, by its spelling, and of no module that runs programs."""
+    """Whether a dotted name is spelled like a class and is not of a module that runs programs."""
     module, _, last = name.rpartition(".")
     if name in LOWER_CASE_CLASSES:
         return True
@@ -304,7 +304,7 @@ def _is_class(name: str) -> bool:
 
 
 def _read_text(stream: BinaryIO) -> str:
-    """The argument of STRING, Python 2's: quoted, escaped, of bytes that are read as Latin-1."""
+    """The argument of STRING, which Python 2 writes: quoted and escaped bytes, decoded as Latin-1."""
     line = stream.readline()
     quoted = line.rstrip(b"\n").strip()
     if not line.endswith(b"\n") or len(quoted) < 2 or quoted[0] != quoted[-1] or quoted[:1] not in (b"'", b'"'):
@@ -360,7 +360,7 @@ _ACTIONS: dict[str, Callable[[_Machine, Any], None] | None] = {
     "BUILD": lambda m, arg: m.build(m.pop()),
     "BINPERSID": _Machine.persistent_id,
 }
-# byte -> how its argument is read, what it does
+# opcode -> (reader of its argument, action)
 OPCODES: dict[bytes, tuple[Callable[[BinaryIO], Any] | None, Callable[[_Machine, Any], None] | None]] = {
     opcode.code.encode("latin-1"): (
         _read_text if opcode.name == "STRING" else opcode.arg.reader if opcode.arg else None,

@@ -1,4 +1,4 @@
-"""What stands for the objects that a pickle describes: plain values, and records of everything else."""
+"""Plain values for the objects that a pickle describes, and inert records of all others."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -7,22 +7,22 @@ from typing import Any
 import numpy as np
 
 KEY_BITS = 64
-KEY_ITEMS = 16  # of a tuple that is a dict's key, those of tuples in it counted
-KEY_TEXT = 128  # characters of each text in it
+KEY_ITEMS = 16  # of a tuple that is a dict's key, nested ones included
+KEY_TEXT = 128  # characters of each string in it
 MAX_SCALAR_TEXT = 4096
 NUMPY_KINDS = frozenset("b1 i1 i2 i4 i8 u1 u2 u4 u8 f2 f4 f8 c8 c16".split())  # noqa: SIM905
 
 
 @dataclass(frozen=True)
 class Name:
-    """A class or function that the file mentions; only its name exists here."""
+    """The name of a class or function that the file mentions."""
 
     name: str
 
 
 @dataclass(eq=False)
 class Inert:
-    """An object of a class that is not known here, as the file describes it; never built."""
+    """An object of an unknown class, as the file describes it. It is never built."""
 
     name: str
     args: tuple[Any, ...]
@@ -34,19 +34,19 @@ Constructor = Callable[[tuple[Any, ...]], Any]
 
 
 class Malformed(Exception):
-    """The pickle asks for something that makes no sense; the message says what."""
+    """The pickle is invalid; the message says why."""
 
 
 def shown(value: object) -> str:
-    """Text of the file's making, made fit for one line on a terminal."""
+    """Text from the file as one short line of printable ASCII."""
     text = ascii(str(value))[1:-1]
     return text if len(text) <= 120 else text[:117] + "..."
 
 
 def key(value: Any) -> Any:
-    """`value` if it may be a dict's key or a set's member: plain and cheap to hash.
+    """`value` if it may be a dict's key or a set's member: plain and cheap to hash. Raises Malformed otherwise.
 
-    A small tuple becomes its text: tuples whose hashes collide are easily made, and would make a dict slow.
+    A small tuple becomes its repr: tuples with colliding hashes are easily made, and would make a dict slow.
     """
     if isinstance(value, str):
         return value
@@ -62,14 +62,14 @@ def key(value: Any) -> Any:
 
 
 def pairs(items: list[Any]) -> dict[Any, Any]:
-    """The dict of keys and values in turn."""
+    """The dict of alternating keys and values."""
     if len(items) % 2:
         raise Malformed("found a dict with a key that has no value")
     return {key(name): value for name, value in zip(items[::2], items[1::2], strict=True)}
 
 
 def _small(value: tuple[Any, ...], room: int) -> tuple[Any, ...]:
-    """A tuple of keys, of at most `room` items with those of its own tuples. Each level leaves less to the next."""
+    """A tuple of keys with at most `room` items, nested ones included."""
     if len(value) > room:
         raise Malformed(f"found a dict key of type tuple with more than {KEY_ITEMS} items")
     longest = max((len(item) for item in value if isinstance(item, (str, bytes))), default=0)
@@ -87,7 +87,7 @@ def _mapping(args: tuple[Any, ...]) -> dict[Any, Any]:
             return dict(items)
         case (list() as listed,) if all(isinstance(p, (list, tuple)) and len(p) == 2 for p in listed):
             return {key(name): value for name, value in listed}
-    raise Malformed("found an ordered dict made of something else than pairs")
+    raise Malformed("found an ordered dict made of something other than pairs")
 
 
 def _set(args: tuple[Any, ...]) -> set[Any]:
@@ -96,7 +96,7 @@ def _set(args: tuple[Any, ...]) -> set[Any]:
             return set()
         case (list() | tuple() | set() as items,):
             return {key(item) for item in items}
-    raise Malformed("found a set made of something else than a list")
+    raise Malformed("found a set made of something other than a list")
 
 
 def _bytes(args: tuple[Any, ...]) -> bytes:
@@ -107,14 +107,14 @@ def _bytes(args: tuple[Any, ...]) -> bytes:
             return bytes(data)
         case (str() as text, "latin1" | "latin-1" | "utf-8" | "ascii" as encoding):
             return text.encode(encoding)
-    raise Malformed("found bytes made of something else than text")
+    raise Malformed("found bytes made of something other than text")
 
 
 def _complex(args: tuple[Any, ...]) -> complex:
     match args:
         case (float() | int() as real, float() | int() as imaginary):
             return complex(real, imaginary)
-    raise Malformed("found a complex number made of something else than two numbers")
+    raise Malformed("found a complex number made of something other than two numbers")
 
 
 def _deque(args: tuple[Any, ...]) -> list[Any]:
@@ -145,7 +145,7 @@ def _numpy_scalar(args: tuple[Any, ...]) -> Any:
 def _type(args: tuple[Any, ...]) -> Name:
     if args == (None,):
         return Name("builtins.NoneType")
-    raise Malformed("found the type of something else than None")
+    raise Malformed("found the type of something other than None")
 
 
 PLAIN: dict[str, Constructor] = {

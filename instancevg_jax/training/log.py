@@ -39,7 +39,7 @@ def memory_gb() -> float:
 
 
 def environment(command: Sequence[str]) -> dict[str, Any]:
-    """What is needed to repeat a run: code, packages, machine and environment, as JSON values."""
+    """The code, packages, machine and environment of a run, as JSON values."""
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": " ".join(command),
@@ -56,7 +56,7 @@ def environment(command: Sequence[str]) -> dict[str, Any]:
 
 
 def note_bad_step(workdir: Path, step: int, values: Mapping[str, float], items: Sequence[str]) -> Path:
-    """Append a bad step, with the names of this process's items in its batch, to a file. Returns the file, one per process."""
+    """Append a bad step and the names of this process's items in its batch to the process's file, which is returned."""
     number = jax.process_index()
     path = workdir / (f"bad_steps.{number}.jsonl" if number else "bad_steps.jsonl")
     with path.open("a") as file:
@@ -110,7 +110,7 @@ class RunLog:
             self._board.add_image(name, rgb, step, dataformats="HWC")
 
     def has(self, step: int) -> bool:
-        """Whether metrics.jsonl has a validation after this step. All processes must call it; all get the first one's answer."""
+        """Whether metrics.jsonl has a validation after this step. All processes must call it, and get the first one's answer."""
         there = False
         if self._workdir is not None:
             rows = [json.loads(line) for line in (self._workdir / "metrics.jsonl").read_text().splitlines() if line]

@@ -11,6 +11,7 @@ import optax.contrib
 
 from instancevg_jax.config import OptimConfig
 from instancevg_jax.errors import InputError
+from instancevg_jax.runtime.trees import flatten, path_name
 from instancevg_jax.types import Array
 
 BACKBONE = "backbone"  # its parameters learn at `backbone_scale` times the learning rate
@@ -48,9 +49,9 @@ def scale_by_torch_amsgrad(b1: float, b2: float, eps: float) -> optax.GradientTr
 
 
 def scale_by_muon(config: OptimConfig) -> optax.GradientTransformation:
-    """Muon for the matrices of linear layers, Adam (with Nesterov's look-ahead) for every other parameter.
+    """Muon for the matrices of linear layers, Adam with Nesterov momentum for all other parameters.
 
-    Updates of both have the same size (RMS 0.2). Source: Jordan 2024, github.com/KellerJordan/Muon; scaled as in Liu et al. 2025,
+    The updates of both have the same RMS, 0.2. Source: Jordan 2024, github.com/KellerJordan/Muon; scaled as in Liu et al. 2025,
     arXiv:2502.16982. Raises InputError for AMSGrad.
     """
     if config.amsgrad:
@@ -61,7 +62,7 @@ def scale_by_muon(config: OptimConfig) -> optax.GradientTransformation:
         return _with_names(lambda name, p: matrix if name.endswith("kernel") and p.ndim == 2 else None, params)
 
     return optax.contrib.muon(
-        learning_rate=-1.0,  # gives the direction; rate, scales and decay are applied later, as for Adam
+        learning_rate=-1.0,  # only the direction; rate, scales and decay are applied later, as for Adam
         eps=config.eps,
         adam_b1=config.b1,
         adam_b2=config.b2,
@@ -153,7 +154,7 @@ def learning_rate_scales(config: OptimConfig, params) -> dict[str, float]:
             below_end = 0 if rest.startswith(FINAL_NORMS) else depth + 1
         return config.backbone_scale * config.layer_decay**below_end
 
-    return {name: scale(name) for name in _names(params)}
+    return {name: scale(name) for name in flatten(params)}
 
 
 def stop_frozen(params, prefixes: Sequence[str]):
@@ -168,7 +169,7 @@ def is_frozen(name: str, prefixes: Sequence[str]) -> bool:
 
 def check_frozen(prefixes: Sequence[str], params) -> None:
     """Raise InputError for a prefix that freezes nothing, naming the most similar names, and if nothing is left to train."""
-    names = _names(params)
+    names = flatten(params)
     for prefix in prefixes:
         if not any(is_frozen(name, [prefix]) for name in names):
             beginnings = {name.rsplit(".", cut)[0] for name in names for cut in range(name.count(".") + 1)}
@@ -178,14 +179,6 @@ def check_frozen(prefixes: Sequence[str], params) -> None:
         raise InputError(f"optim.frozen is {tuple(prefixes)}: nothing is left to train")
 
 
-def _names(params) -> list[str]:
-    return [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-
-
 def _with_names(function: Callable[[str, Any], Any], params):
     """The tree with function(dotted name, leaf) for every leaf."""
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: function(_name(path), leaf), params)
-
-
-def _name(path: Sequence[Any]) -> str:
-    return jax.tree_util.keystr(tuple(path), simple=True, separator=".")
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: function(path_name(path), leaf), params)

@@ -1,4 +1,4 @@
-"""Saved states of a run: written in the background, verified when they are read.
+"""Saved states of a run, written in the background and verified when read.
 
 WORKDIR/state/STEP    parameters, statistics, optimizer, averages and step (Orbax), position in the data, fingerprint of the state
 WORKDIR/damaged/STEP  states that could not be read, moved here
@@ -28,9 +28,10 @@ from instancevg_jax.config import Config
 from instancevg_jax.errors import InputError, first_line
 from instancevg_jax.runtime import sharding
 from instancevg_jax.runtime.console import say
+from instancevg_jax.runtime.trees import flatten
 from instancevg_jax.training.train_state import TrainState
 
-# settings, besides the network's, that a resumed run must not change: its state or its position in the data would not fit
+# settings besides the network's that a resumed run must keep: its state or its position in the data would not fit
 FIXED = (
     *("data.name", "data.train_split", "data.shapes_level", "data.shapes_curriculum", "data.shapes_turns"),
     *("train.batch_size", "train.seed", "train.ema_decay"),
@@ -55,9 +56,9 @@ def check_workdir(workdir: Path, config: Config) -> None:
 
 
 class RunStates:
-    """The saved states of one run. As a context, it holds the lock, and waits for background writes when it ends.
+    """The saved states of one run. As a context manager, it holds the lock and waits for background writes at the end.
 
-    A state appears under its step's name only when it is complete, so the process may be killed at any moment.
+    A state appears under its step's name only when it is complete, so the process may be killed at any time.
     """
 
     def __init__(self, workdir: Path, keep: int) -> None:
@@ -172,10 +173,10 @@ class RunStates:
 
 
 def fingerprint(tree: Any) -> int:
-    """A number that changes with any single bit of any leaf, but not with how the leaves are sharded.
+    """A checksum that changes with any single bit of any leaf and does not depend on the sharding.
 
     It is the sum modulo 2**32 of all words, each times an odd number that depends on its position. Every device sums its own
-    shards without communication: hundreds of small collectives once deadlocked two CPU processes.
+    shards, without collectives: hundreds of small ones once deadlocked two CPU processes.
     """
     mine = [
         (2 * number + 1, _sum(shard.data, np.array([part.start or 0 for part in shard.index], np.uint32)))
@@ -205,7 +206,7 @@ def _words(leaf: Array) -> UInt32[Array, "..."]:
 
 
 def _lock_for_all(path: Path) -> int | None:
-    """The lock, taken by the first process. If it cannot take it, all processes raise InputError."""
+    """The lock, acquired by the first process. If that fails, all processes raise InputError."""
     lock, refusal = None, None
     if sharding.is_first_process():
         try:
@@ -244,5 +245,4 @@ def _lock(path: Path) -> int:
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     """Dotted name -> shape, of every leaf."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): tuple(leaf.shape) for path, leaf in leaves}
+    return {name: tuple(leaf.shape) for name, leaf in flatten(tree).items()}

@@ -1,4 +1,4 @@
-"""Metrics of the steps since the last log line: collected on the device, printed and logged together."""
+"""Metrics of the steps since the last log line, kept on the device and then printed and logged together."""
 
 import time
 from pathlib import Path
@@ -15,7 +15,7 @@ from instancevg_jax.training.plan import Plan
 
 
 class StepReport:
-    """What happened since the last line. Metrics stay on the device until the line is written."""
+    """The steps since the last log line. Their metrics stay on the device until the line is written."""
 
     def __init__(self, plan: Plan, workdir: Path, log: RunLog) -> None:
         self._plan, self._workdir, self._log = plan, workdir, log

@@ -1,4 +1,4 @@
-"""Ending a run early on SIGTERM, without losing work."""
+"""Stops a run early on SIGTERM without losing work."""
 
 import signal
 import threading
@@ -8,7 +8,7 @@ import jax
 
 
 class Terminated(Exception):
-    """The run was asked to end. `step`: the step up to which its work is saved; 0 if nothing new was saved."""
+    """The run was asked to stop. `step`: the last saved step; 0 if nothing new was saved."""
 
     def __init__(self, step: int = 0) -> None:
         self.step = step

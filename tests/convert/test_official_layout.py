@@ -84,7 +84,7 @@ def test_beit3_of_full_size_fills_the_backbone(name, model_config, tmp_path, mon
     positions = f"beit3.{recognize.POSITIONS}"
     state[positions] = resize_positions(state[positions], (14, 14), (20, 20))
     leaves = {p: leaf for p, leaf in trees.flatten(nnx.state(model)).items() if p.startswith(official.BACKBONE)}
-    found = rules.plan(state, beit3.TABLE, {path: leaf.shape for path, leaf in leaves.items()})
+    found = rules.assign(state, beit3.TABLE, {path: leaf.shape for path, leaf in leaves.items()})
     assert not found.problems()
     for path, (key, rule) in found.assigned.items():
         assert np.array_equal(leaves[path], rules.FORWARD[rule.transform](state[key])), key

@@ -70,7 +70,7 @@ def test_both_directions():
 
 
 def test_summary_counts_every_key():
-    found = rules.plan(state(), TABLE, EXPECTED)
+    found = rules.assign(state(), TABLE, EXPECTED)
     rows = dict(line.rsplit(maxsplit=1) for line in found.summary().splitlines())
     assert rows == {
         "converted": "3",
@@ -92,7 +92,7 @@ def test_everything_wrong_is_listed_in_the_originals_names():
     ) as error:
         rules.to_target(source, TABLE, EXPECTED, "f.pth")
     assert "\n" not in str(error.value)
-    assert rules.plan(source, TABLE, EXPECTED).problems() == [
+    assert rules.assign(source, TABLE, EXPECTED).problems() == [
         "missing: layers.0.fc.weight (nearest: layers.0.fc.wieght)",
         "unexpected: layers.0.fc.wieght (nearest: layers.0.fc.weight)",
         "unexpected: layers.7.fc.bias (nearest: layers.0.fc.weight)",
@@ -109,7 +109,7 @@ def test_alias_must_be_equal():
 
 def test_wildcards_are_plain_integers():
     for key in ("layers.x.fc.bias", "layers..fc.bias", "layers.00.fc.bias", "layers.-1.fc.bias", "Xlayers.0.fc.bias"):
-        assert rules.plan({key: np.zeros(2)}, TABLE, EXPECTED).unexpected == [key]
+        assert rules.assign({key: np.zeros(2)}, TABLE, EXPECTED).unexpected == [key]
 
 
 def test_tables_that_contradict_themselves():
@@ -117,12 +117,12 @@ def test_tables_that_contradict_themselves():
         Rule("a.{i}", "b")
     twice = RuleTable([*TABLE.rules, Rule("layers.0.fc.bias", "other")])
     with pytest.raises(ValueError, match=r"2 entries of the table claim layers\.0\.fc\.bias"):
-        rules.plan(state(), twice, EXPECTED)
+        rules.assign(state(), twice, EXPECTED)
     both = RuleTable([Rule("a", "x"), Rule("b", "x")])
     with pytest.raises(ValueError, match=r"2 rules fill the parameter x|both fill x"):
-        rules.plan({"a": np.zeros(1), "b": np.zeros(1)}, both, {"x": (1,)})
+        rules.assign({"a": np.zeros(1), "b": np.zeros(1)}, both, {"x": (1,)})
     with pytest.raises(ValueError, match="0 rules fill the parameter y"):
-        rules.plan({}, both, {"y": (1,)})
+        rules.assign({}, both, {"y": (1,)})
     with pytest.raises(ValueError, match="is not a key that the table leaves out"):
         rules.to_source({}, TABLE, {"unknown": np.zeros(1)}, copies=1)
 
@@ -130,7 +130,7 @@ def test_tables_that_contradict_themselves():
 def test_many_mismatches_take_no_time():
     """A foreign file with thousands of names: listed in full, without the quadratic search for candidates."""
     source = {f"encoder.block.{i}.attention.weight": np.zeros(1, np.float32) for i in range(5000)}
-    problems = rules.plan(source, TABLE, EXPECTED).problems()
+    problems = rules.assign(source, TABLE, EXPECTED).problems()
     assert len(problems) == 5003
     assert not any("nearest" in line for line in problems)
 
@@ -163,7 +163,7 @@ def exchanged(key: str, changes: list[tuple[int, str]]) -> str:
 def test_any_key_has_one_place(table, names):
     """Whatever a file's keys are called: each is counted once, and nothing raises."""
     state = dict.fromkeys(names, np.zeros((2, 2), np.float32))
-    found = rules.plan(state, REAL[table], SHAPES if table == "instancevg" else EXPECTED_BACKBONE)
+    found = rules.assign(state, REAL[table], SHAPES if table == "instancevg" else EXPECTED_BACKBONE)
     placed = [key for key, _ in found.assigned.values()] + [*found.aliases, *found.ignored, *found.unexpected]
     assert sorted(placed) == sorted(state)
     assert found.summary()
@@ -183,7 +183,7 @@ EXPECTED_BACKBONE = {path: shape for path, shape in SHAPES.items() if path.start
     ],
 )
 def test_keys_that_look_like_two_things(key):
-    found = rules.plan({key: np.zeros(1)}, instancevg.TABLE, SHAPES)
+    found = rules.assign({key: np.zeros(1)}, instancevg.TABLE, SHAPES)
     ignored = key.startswith("head.proj_pixel")
     assert list(found.ignored if ignored else found.unexpected) == [key]
     assert not found.aliases

@@ -16,7 +16,7 @@ from data_pipelines import masks
 from data_pipelines.annotations import reading
 from data_pipelines.cache import PictureCache
 from data_pipelines.records import RLE, Instance, Record, select
-from data_pipelines.transforms import Choice, Example, Transform, box_of, clip_boxes, scale_boxes
+from data_pipelines.transforms import Alternatives, Example, Transform, box_of, clip_boxes, scale_boxes
 from instancevg_jax.errors import InputError
 from instancevg_jax.inputs.tokenizer import Tokenizer
 from instancevg_jax.types import Batch
@@ -174,7 +174,7 @@ def test_strict_takes_a_lone_box_or_mask(tokenizer: Tokenizer):
 
 def test_more_objects_than_targets_is_an_error(tokenizer: Tokenizer):
     record = record_of(*[Instance((2, 2, 8, 8), SQUARE)] * 5)
-    choice = Choice(lambda position: (record, fixture_jpeg), [0])
+    choice = Alternatives(lambda position: (record, fixture_jpeg), [0])
     with pytest.raises(
         InputError,
         match=r"record r \(a.jpg\): the sentence has 5 target objects; expected at most",
@@ -193,7 +193,7 @@ def fixture_jpeg(shade: int = 90) -> bytes:
 
 def test_expressions_and_alternatives_are_all_drawn(tokenizer: Tokenizer):
     records = [record_of(expressions=("red", "blue")), record_of(expressions=("a dog",))]
-    choice = Choice(lambda position: (records[position], fixture_jpeg), range(2))
+    choice = Alternatives(lambda position: (records[position], fixture_jpeg), range(2))
     transform, rng = transform_of(tokenizer), np.random.default_rng(0)
     drawn = {tuple(transform(choice, rng).token_ids.tolist()) for _ in range(40)}
     assert drawn == {tuple(tokenizer.encode(text, 50)[0].tolist()) for text in ("red", "blue", "a dog")}
@@ -210,7 +210,7 @@ def test_a_cached_picture_gives_the_same_example_and_is_decoded_once(tokenizer: 
     plain = transform_of(tokenizer, 32)
     cached = replace(plain, cache=PictureCache(2 * 32 * 32 * 3))
     for i in (0, 1, 0, 1, 2, 0):
-        choice = Choice(lambda position, i=i: loads[i], [0])
+        choice = Alternatives(lambda position, i=i: loads[i], [0])
         ours, theirs = (batched(t, t(choice, np.random.default_rng(0))) for t in (cached, plain))
         jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 

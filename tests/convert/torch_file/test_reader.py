@@ -157,7 +157,7 @@ def test_an_unpacked_archive(tmp_path, name, given):
 
 def test_a_folder_that_is_no_archive(tmp_path):
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(InputError, match=r"a folder; expected a file, or a torch archive that was unpacked"):
+    with pytest.raises(InputError, match=r"a folder; expected a file, or an unpacked torch archive"):
         read(tmp_path)
     with zipfile.ZipFile(DATA / "layouts.pth") as file:
         file.extractall(tmp_path)
@@ -201,16 +201,16 @@ def _entry(dtype="F32", shape=(4,), offsets=(0, 16)):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (_safetensors({"w": _entry()}, b"\0" * 15), "not a whole .safetensors file"),
-        (_safetensors({"w": _entry()}, b"\0" * 17), "not a whole .safetensors file"),
-        (_safetensors({"w": _entry(offsets=(0, 12))}, b"\0" * 12), "not a whole .safetensors file"),
-        (_safetensors({"w": _entry(offsets=(-16, 0))}, b""), "not a whole .safetensors file"),
-        (_safetensors({"w": _entry(dtype="X9")}, b"\0" * 16), "not a whole .safetensors file"),
-        (_safetensors({"w": _entry(dtype="F8_E4M3")}, b"\0" * 4), "not a whole|'w' holds F8_E4M3"),
+        (_safetensors({"w": _entry()}, b"\0" * 15), "not a complete .safetensors file"),
+        (_safetensors({"w": _entry()}, b"\0" * 17), "not a complete .safetensors file"),
+        (_safetensors({"w": _entry(offsets=(0, 12))}, b"\0" * 12), "not a complete .safetensors file"),
+        (_safetensors({"w": _entry(offsets=(-16, 0))}, b""), "not a complete .safetensors file"),
+        (_safetensors({"w": _entry(dtype="X9")}, b"\0" * 16), "not a complete .safetensors file"),
+        (_safetensors({"w": _entry(dtype="F8_E4M3")}, b"\0" * 4), "not a complete|'w' holds F8_E4M3"),
         (_safetensors({"w": _entry("F8_E4M3", (4,), (0, 4))}, b"\0" * 4), "'w' holds F8_E4M3"),
-        (_safetensors({"w": _entry(), "v": _entry()}, b"\0" * 16), "not a whole .safetensors file"),
-        (_safetensors({"w": _entry()}, b"\0" * 16, size=2**60), "not a whole .safetensors file"),
-        (_safetensors(b"{" * 100_000, b""), "not a whole .safetensors file"),
+        (_safetensors({"w": _entry(), "v": _entry()}, b"\0" * 16), "not a complete .safetensors file"),
+        (_safetensors({"w": _entry()}, b"\0" * 16, size=2**60), "not a complete .safetensors file"),
+        (_safetensors(b"{" * 100_000, b""), "not a complete .safetensors file"),
         (_safetensors(b"[]", b"\0" * 16), "not a torch checkpoint"),
         (b"", "empty"),
     ],

@@ -419,9 +419,7 @@ def test_the_mixture_of_the_real_sample():
         return {s: sorted((r.picture, r.expressions, r.instances[0].id) for r in splits[s]) for s in splits}
 
     assert facts(records) == facts(theirs)
-    message = (
-        r"both have a split 'testA'; expected --merge refcoco, which names .* or --merge join, which puts them together"
-    )
+    message = r"both have a split 'testA'; expected --merge refcoco, which names .* or --merge join, which joins them"
     with pytest.raises(InputError, match=message):
         read_files(paths)
     assert len(read_files(paths, merge="join")) == len(records)

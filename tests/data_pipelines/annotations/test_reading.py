@@ -11,7 +11,7 @@ import pytest
 from data_pipelines import masks
 from data_pipelines.annotations import jsonl, reading
 from data_pipelines.annotations.problems import Problems
-from data_pipelines.annotations.source import Source
+from data_pipelines.annotations.source import AnnotationFile
 from data_pipelines.records import RLE, Instance, Record, by_split, most_objects, units
 from instancevg_jax.errors import InputError
 from tests import oracle
@@ -142,7 +142,7 @@ def test_plain_pickles_load_as_they_are(tmp_path: Path):
     content = [{"a": (1, 2.5, None, True), "b": {"x"}, "c": b"d"}]
     for protocol in (0, 2, 4, 5):
         (tmp_path / "p").write_bytes(pickle.dumps(content if protocol > 2 else content[0]["a"], protocol=protocol))
-        assert Source(tmp_path / "p").load_pickle() == (content if protocol > 2 else content[0]["a"])
+        assert AnnotationFile(tmp_path / "p").load_pickle() == (content if protocol > 2 else content[0]["a"])
 
 
 def test_coco_with_captions(tmp_path: Path):

@@ -15,7 +15,6 @@ from data_pipelines import masks
 from data_pipelines.annotations import reading
 from data_pipelines.checking.faults import KINDS, Rules, is_note
 from data_pipelines.checking.tables import counts_table, faults_table, format_table
-from data_pipelines.records import check_protocol
 from instancevg_jax.errors import InputError
 from tests import oracle
 from tests.data_pipelines.checking.run import Check, own, write_lines
@@ -226,7 +225,7 @@ def test_the_tables_hold_every_kind_and_split(tmp_path: Path):
 def test_boxes_alone_count_as_nothing_under_the_official_protocol(tmp_path: Path):
     path = write_lines(tmp_path / "own.jsonl", own(box=[1, 2, 30, 30]))
     for protocol, counts in (("official", ["1", "0", "0", "0"]), ("strict", ["0", "1", "0", "1"])):
-        assert counts_table("custom", reading.read(path), check_protocol(protocol))[1][5:] == counts
+        assert counts_table("custom", reading.read(path), protocol)[1][5:] == counts
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,9 @@ from data_pipelines import masks
 from data_pipelines.checking.faults import Rules
 from data_pipelines.checking.fixes import fix
 from data_pipelines.checking.geometry import iou
-from data_pipelines.checking.pictures import Picture
+from data_pipelines.checking.pictures import PictureInfo
 from data_pipelines.prepare import prepare
-from data_pipelines.records import RLE, Instance, Protocol, Record
+from data_pipelines.records import RLE, Instance, Record
 from instancevg_jax.errors import InputError
 from tests.data_pipelines.checking.run import Check
 from tests.data_pipelines.make import HEIGHT, WIDTH, annotation, generalized
@@ -51,9 +51,9 @@ records = st.builds(
     split=st.just("val"),
 )
 PICTURES = {
-    **{f"{i}.jpg": Picture((HEIGHT, WIDTH)) for i in (1, 2, 3)},
-    "lost.jpg": Picture(None, "missing picture"),
-    "turned.jpg": Picture((WIDTH, HEIGHT), orientation=6),
+    **{f"{i}.jpg": PictureInfo((HEIGHT, WIDTH)) for i in (1, 2, 3)},
+    "lost.jpg": PictureInfo(None, "missing picture"),
+    "turned.jpg": PictureInfo((WIDTH, HEIGHT), orientation=6),
 }
 
 
@@ -63,7 +63,7 @@ def objects(record: Record) -> list[Instance]:
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(records, max_size=4), st.sampled_from(["official", "strict"]))
-def test_no_record_loses_or_gains_an_object(drawn: list[Record], protocol: Protocol):
+def test_no_record_loses_or_gains_an_object(drawn: list[Record], protocol: str):
     originals = {
         str(n): replace(r, id=str(n), instances=tuple(replace(i, id=str(k)) for k, i in enumerate(r.instances)))
         for n, r in enumerate(drawn)

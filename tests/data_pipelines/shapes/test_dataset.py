@@ -162,8 +162,6 @@ def test_later_objects_hide_earlier_ones() -> None:
 def test_bad_input() -> None:
     with pytest.raises(InputError, match=r"split 'training'.*train, val, test, heldout"):
         ShapesDataset("training")
-    with pytest.raises(InputError, match=r"level 'hard'.*basic, full"):
-        ShapesDataset("train", "hard")
     with pytest.raises(InputError, match=r"size \(16, 96\)"):
         ShapesDataset("train", size=(16, 96))
 
