@@ -16,7 +16,7 @@ from instancevg_jax import evaluate
 from instancevg_jax.answers.postprocess import to_original_size
 from instancevg_jax.answers.predictor import DEMO_CHECKPOINT
 from instancevg_jax.errors import InputError
-from instancevg_jax.evaluation import drawing
+from instancevg_jax.evaluation import drawing, outputs
 from instancevg_jax.evaluation.evaluator import metric_names
 from instancevg_jax.evaluation.metrics import Row
 from instancevg_jax.evaluation.sweep import SWEPT
@@ -54,7 +54,7 @@ def test_everything_at_once(tmp_path: Path):
     assert f"{label}, score threshold 0.5\n" in printed
     assert "->      0.5" in printed
     assert "best: F1 at " in printed
-    assert "note: the network is the checkpoint's: model.image_height 96 (--config: 72)" in printed
+    assert "note: the network is that of the built-in model: model.image_height 96 (--config: 72)" in printed
 
     result = json.loads((tmp_path / "metrics.json").read_text())["splits"]["val"]
     assert (result["records"], result["protocol"], result["resolution"]) == (13, "strict", "original")
@@ -127,8 +127,8 @@ def test_undefined_numbers_and_long_names_in_the_table(capsys):
     config = refcoco.get_config()
     values = {**dict.fromkeys(metric_names(config), 100.0), "REC": float("nan")}
     measured: Any = SimpleNamespace(split="val_refcoco_unc", metrics=values)
-    evaluate.print_table([measured], config)
-    names, values = (line.split() for line in capsys.readouterr().out.splitlines()[1:])
+    outputs.print_table([measured])
+    names, values = (line.split() for line in capsys.readouterr().out.splitlines())
     assert names == metric_names(config)
     assert values == ["val_refcoco_unc", *["100.00"] * (len(names) - 1), "-"]
 
