@@ -54,7 +54,7 @@ def test_everything_at_once(tmp_path: Path):
     assert f"{label}, score threshold 0.5\n" in printed
     assert "->      0.5" in printed
     assert "best: F1 at " in printed
-    assert "note: the network is that of the built-in model: model.image_height 96 (--config: 72)" in printed
+    assert "note: the network is the checkpoint's (built-in): model.image_height 96 (--config: 72)" in printed
 
     result = json.loads((tmp_path / "metrics.json").read_text())["splits"]["val"]
     assert (result["records"], result["protocol"], result["resolution"]) == (13, "strict", "original")
@@ -71,12 +71,13 @@ def test_everything_at_once(tmp_path: Path):
     text = html.unescape(report)
     for part in (
         label,
-        "by score threshold",
+        "By score threshold",
         'class="mark"',
         "language only",
         "--draw=all",
         "3 to 4 words",
-        "best answers",
+        "Best answers",
+        "shapes, level basic: val (13 records)",
     ):
         assert part in text
     assert report.index('class="tiles"') < report.index("<figure") < report.index("<table")
@@ -88,6 +89,20 @@ def test_everything_at_once(tmp_path: Path):
     again = json.loads((tmp_path / "b" / "metrics.json").read_text())["splits"]["val"]["by_rule"]["predictions"]
     for name in ("F1", "N_acc", "T_acc"):
         assert again[name] == result["by_rule"]["softmax"][name]
+
+
+def test_two_models_in_one_report(tmp_path: Path, capsys):
+    """The second model is measured on the same records; without --config, the checkpoint's own data is used."""
+    compared = [f"--compare={DEMO_CHECKPOINT}", "--config.data.num_eval_examples=8", "--config.eval.batch_size=8"]
+    evaluate.main([COMMAND[1], *compared, f"--output={tmp_path}"])
+    printed = capsys.readouterr().out
+    assert f"data: shapes, level full; settings: {DEMO_CHECKPOINT / 'config.json'}" in printed
+    assert printed.count("built-in: official protocol") == 2
+    content = json.loads((tmp_path / "metrics.json").read_text())
+    assert content["compared"]["splits"]["val"]["by_rule"] == content["splits"]["val"]["by_rule"]
+    report = (tmp_path / "report.html").read_text()
+    assert report.count("<small>built-in</small>") == 2 * report.count("<small>ground truth</small>") > 0
+    assert "<dt>Compared with</dt>" in report
 
 
 def test_drawn_failures_are_the_failures(tmp_path: Path):
@@ -139,6 +154,7 @@ def test_undefined_numbers_and_long_names_in_the_table(capsys):
         (["--coco"], "--coco writes into the directory of --output; expected that too"),
         (["--draw=all"], "--draw writes into the directory of --output; expected that too"),
         (["--draw=some", "--output=x"], "--draw is 'some'; expected one of all, failures"),
+        (["--compare=absent"], "absent: no such directory"),
         (["--predictions=x.jsonl"], "--predictions cannot be combined with --checkpoint"),
         (["--config.eval.protocol=lenient"], "protocol is 'lenient'; expected one of official, strict"),
         (["--config.data.eval_splits=()"], "data.eval_splits is empty"),

@@ -164,14 +164,14 @@ def _note_differences(directory: str, model: ModelConfig, stored: ModelConfig, o
         if name not in (*IRRELEVANT, *overridden) and getattr(model, name) != getattr(stored, name)
     ]
     if differences:
-        say(f"note: the network is that of {_name(directory)}: model.{', model.'.join(differences)}")
+        say(f"note: the network is the checkpoint's ({_name(directory)}): model.{', model.'.join(differences)}")
 
 
 def _name(origin: str) -> str:
     """A short name of a checkpoint: RUN/best, RUN/checkpoint, or its directory's name."""
     path = Path(origin)
     if path.resolve() == DEMO_CHECKPOINT.resolve():
-        return "the built-in model"
+        return "built-in"
     return f"{path.parent.name}/{path.name}" if path.name in ("best", "checkpoint") else path.name
 
 

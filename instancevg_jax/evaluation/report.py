@@ -37,6 +37,7 @@ from instancevg_jax.evaluation.sweep import SWEPT, best_thresholds
 from instancevg_jax.objective.losses import LOSS_GROUPS
 
 PICTURES = 12  # in each gallery
+MANY = 12  # groups; a longer table is folded
 INSIDE_WIDTH = 800  # pixels of a look inside at most
 SIZES = (0.01, 0.05, 0.2)  # bounds of the groups by size: share of the picture that the target covers
 LENGTHS = (3, 5, 8)  # bounds of the groups by length: words of the sentence
@@ -90,7 +91,8 @@ def write(path: Path, models: Sequence[Measured], *, facts: Mapping[str, str]) -
         sections.append(_training_curves(log))
     if len(first.sources) == 1:  # its name is in the head
         (split,) = first.sources
-        sections = [replace(section, title=section.title.removeprefix(f"{split}: ")) for section in sections]
+        titles = (section.title.removeprefix(f"{split}: ") for section in sections)
+        sections = [replace(section, title=title.capitalize()) for section, title in zip(sections, titles, strict=True)]
     data = describe_data(first.config)
     records = ", ".join(f"{e.split} ({len(e.rows)} records)" for e in first.evaluations)
     head = {
@@ -138,7 +140,11 @@ def _tiles(first: Measured, split: str, other: Measured | None) -> Tiles:
         notes = {name: f"{other.name}: {_percent(metrics[name]) or '-'}" for name in task.tiles}
     tiles = [Tile(name, _percent(evaluation.metrics[name]) or "-", notes.get(name, "")) for name in task.tiles]
     count = len(evaluation.rows)
-    return Tiles(split, tiles, f"{count} records in {evaluation.seconds:.0f} s, {evaluation.rule} rule. Percent.")
+    return Tiles(
+        f"{split}: headline metrics",
+        tiles,
+        f"{count} records in {evaluation.seconds:.0f} s, {evaluation.rule} rule. Percent.",
+    )
 
 
 def _details(first: Measured, split: str, other: Measured | None) -> list[Section]:
@@ -223,7 +229,8 @@ def _by_group(
             ]
         )
     header = [name, "records", *shown, "always none", "random"]
-    return Table(f"{evaluation.split}: by {name}", header, rows)
+    folded = f"All {len(rows)} groups" if len(rows) > MANY else ""
+    return Table(f"{evaluation.split}: by {name}", header, rows, folded=folded)
 
 
 def _template_bars(evaluation: Evaluation, template: Mapping[int, str], config: Config) -> Bars:
@@ -280,7 +287,7 @@ def _galleries(first: Measured, split: str, other: Measured | None) -> list[Sect
     evaluation, source = _evaluation(first, split), first.sources[split]
     titles = {
         "best answers": "Correct answers with the highest scores.",
-        "worst answers": "Sentences with a target that is missed, in whole or in part.",
+        "worst answers": "Sentences with a target: first those answered with wrong objects, then those answered with nothing.",
         "false targets": "Sentences without a target that are answered with one.",
     }
     galleries = []
@@ -305,10 +312,11 @@ def _chosen(evaluation: Evaluation, source: Split, score: Callable[[Row], float]
     quarter = PICTURES // 4
     right = [record for record in reversed(empty) if scores[record] >= FAILED]
     best = [record for record in reversed(targeted) if scores[record] >= FAILED]
-    worst = [record for record in targeted if scores[record] < FAILED]
+    wrong = [record for record in targeted if scores[record] < FAILED and not evaluation.rows[record].says_none]
+    missed = [record for record in targeted if scores[record] < FAILED and evaluation.rows[record].says_none]
     return {
         "best answers": _distinct(best, source, PICTURES - quarter) + _distinct(right, source, quarter),
-        "worst answers": _distinct(worst, source, PICTURES),
+        "worst answers": _distinct(wrong, source, PICTURES - quarter) + _distinct(missed, source, quarter),
         "false targets": _distinct(false, source, PICTURES),
     }
 
