@@ -94,13 +94,15 @@ def write(path: Path, models: Sequence[Measured], *, facts: Mapping[str, str]) -
         titles = (section.title.removeprefix(f"{split}: ") for section in sections)
         sections = [replace(section, title=title.capitalize()) for section, title in zip(sections, titles, strict=True)]
     data = describe_data(first.config)
+    notes = dict.fromkeys(note for measured in models for note in measured.notes)
     records = ", ".join(f"{e.split} ({len(e.rows)} records)" for e in first.evaluations)
     head = {
         "Model" if first.answer else "Predictions": _described(first),
         **({"Compared with": _described(other)} if other else {}),
         "Data": f"{data}: {records}",
         "Conditions": f"{conditions(first.config)}, merged mask: {first.config.eval.mask_merge}",
-        **facts,
+        **{name: _short(value) for name, value in facts.items()},
+        **({"Note": "; ".join(notes)} if notes else {}),
     }
     title = f"{first.name} on {data}"
     write_page(path, title, sections, facts=head, meanings=MEANINGS, notes=_notes(first, other))
@@ -115,15 +117,17 @@ def _notes(first: Measured, other: Measured | None) -> list[str]:
         "The pictures show the answers of `predict`, which follow the strict protocol.",
     ]
     if other and first.size != other.size and first.config.eval.resolution == "network":
-        notes.append(
-            "Each model is measured at its own picture size; --config.eval.resolution=original compares in one size."
-        )
+        notes.append("Each model is compared with the truth at its own picture size.")
     return notes
 
 
 def _described(measured: Measured) -> str:
-    parts = (measured.origin, measured.size, *measured.notes)
-    return "; ".join(filter(None, parts))
+    return ", ".join(filter(None, (_short(measured.origin), measured.size)))
+
+
+def _short(path: str) -> str:
+    """A path below the working directory relative to it; other text as it is."""
+    return path.removeprefix(f"{Path.cwd()}/")
 
 
 def _evaluation(measured: Measured, split: str) -> Evaluation:
