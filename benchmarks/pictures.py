@@ -31,7 +31,7 @@ from instancevg_jax.files import write_atomically
 SCENES = (15, 41, 107)  # of split test, level full: one object, several, none
 SIDE, GAP, WIDTH = 480, 12, 1152  # pixels
 LEVELS = 64  # of each colour: half the bytes of 256, and looks the same
-WINDOW = {"width": 1280, "height": 860}
+WINDOW = {"width": 1280, "height": 1000}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -62,6 +62,8 @@ def answers(predictor: Predictor) -> np.ndarray:
     for index in SCENES:
         scene = scenes[index]
         grounding = predictor.predict(scene.image, scene.expression)
+        if len(grounding) != len(scene.referents):
+            raise InputError(f"scene {index} is answered with {grounding.verdict}; choose another one in SCENES")
         drawn.append(draw_grounding(scene.image, grounding, scene.expression))
     height = max(map(len, drawn))
     padded = [

@@ -358,7 +358,7 @@ section { background:var(--card); border:1px solid var(--line); border-radius:10
 #meaning { position:fixed; z-index:2; max-width:min(280px, calc(100vw - 36px)); padding:8px 10px; border-radius:6px;
   background:var(--ink); color:var(--card); font-size:13px; line-height:1.4; pointer-events:none; }
 summary { cursor:pointer; font-weight:600; } details dl, details .scroll { margin-top:12px; }
-.scroll { overflow-x:auto; } table { border-collapse:collapse; font-variant-numeric:tabular-nums; }
+.scroll { overflow-x:auto; } table { border-collapse:separate; border-spacing:0; font-variant-numeric:tabular-nums; }
 th, td { padding:6px 18px 6px 0; text-align:right; border-bottom:1px solid var(--line); white-space:nowrap; }
 th:first-child, td:first-child { text-align:left; position:sticky; left:0; background:var(--card); }
 th { color:var(--soft); font-weight:600; } tr:last-child td { border-bottom:0; }
