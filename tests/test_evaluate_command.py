@@ -16,7 +16,7 @@ from instancevg_jax import evaluate
 from instancevg_jax.answers.postprocess import to_original_size
 from instancevg_jax.answers.predictor import DEMO_CHECKPOINT
 from instancevg_jax.errors import InputError
-from instancevg_jax.evaluation import drawing
+from instancevg_jax.evaluation import drawing, outputs
 from instancevg_jax.evaluation.evaluator import metric_names
 from instancevg_jax.evaluation.metrics import Row
 from instancevg_jax.evaluation.sweep import SWEPT
@@ -54,7 +54,7 @@ def test_everything_at_once(tmp_path: Path):
     assert f"{label}, score threshold 0.5\n" in printed
     assert "->      0.5" in printed
     assert "best: F1 at " in printed
-    assert "note: the network is the checkpoint's: model.image_height 96 (--config: 72)" in printed
+    assert "note: the network is the checkpoint's (built-in): model.image_height 96 (--config: 72)" in printed
 
     result = json.loads((tmp_path / "metrics.json").read_text())["splits"]["val"]
     assert (result["records"], result["protocol"], result["resolution"]) == (13, "strict", "original")
@@ -71,12 +71,13 @@ def test_everything_at_once(tmp_path: Path):
     text = html.unescape(report)
     for part in (
         label,
-        "by score threshold",
+        "By score threshold",
         'class="mark"',
         "language only",
         "--draw=all",
         "3 to 4 words",
-        "best answers",
+        "Best answers",
+        "shapes, level basic: val (13 records)",
     ):
         assert part in text
     assert report.index('class="tiles"') < report.index("<figure") < report.index("<table")
@@ -88,6 +89,20 @@ def test_everything_at_once(tmp_path: Path):
     again = json.loads((tmp_path / "b" / "metrics.json").read_text())["splits"]["val"]["by_rule"]["predictions"]
     for name in ("F1", "N_acc", "T_acc"):
         assert again[name] == result["by_rule"]["softmax"][name]
+
+
+def test_two_models_in_one_report(tmp_path: Path, capsys):
+    """The second model is measured on the same records; without --config, the checkpoint's own data is used."""
+    compared = [f"--compare={DEMO_CHECKPOINT}", "--config.data.num_eval_examples=8", "--config.eval.batch_size=8"]
+    evaluate.main([COMMAND[1], *compared, f"--output={tmp_path}"])
+    printed = capsys.readouterr().out
+    assert f"data: shapes, level full; settings: {DEMO_CHECKPOINT / 'config.json'}" in printed
+    assert printed.count("built-in: official protocol") == 2
+    content = json.loads((tmp_path / "metrics.json").read_text())
+    assert content["compared"]["splits"]["val"]["by_rule"] == content["splits"]["val"]["by_rule"]
+    report = (tmp_path / "report.html").read_text()
+    assert report.count("<small>built-in</small>") == 2 * report.count("<small>ground truth</small>") > 0
+    assert "<dt>Compared with</dt>" in report
 
 
 def test_drawn_failures_are_the_failures(tmp_path: Path):
@@ -127,8 +142,8 @@ def test_undefined_numbers_and_long_names_in_the_table(capsys):
     config = refcoco.get_config()
     values = {**dict.fromkeys(metric_names(config), 100.0), "REC": float("nan")}
     measured: Any = SimpleNamespace(split="val_refcoco_unc", metrics=values)
-    evaluate.print_table([measured], config)
-    names, values = (line.split() for line in capsys.readouterr().out.splitlines()[1:])
+    outputs.print_table([measured])
+    names, values = (line.split() for line in capsys.readouterr().out.splitlines())
     assert names == metric_names(config)
     assert values == ["val_refcoco_unc", *["100.00"] * (len(names) - 1), "-"]
 
@@ -139,6 +154,7 @@ def test_undefined_numbers_and_long_names_in_the_table(capsys):
         (["--coco"], "--coco writes into the directory of --output; expected that too"),
         (["--draw=all"], "--draw writes into the directory of --output; expected that too"),
         (["--draw=some", "--output=x"], "--draw is 'some'; expected one of all, failures"),
+        (["--compare=absent"], "absent: no such directory"),
         (["--predictions=x.jsonl"], "--predictions cannot be combined with --checkpoint"),
         (["--config.eval.protocol=lenient"], "protocol is 'lenient'; expected one of official, strict"),
         (["--config.data.eval_splits=()"], "data.eval_splits is empty"),

@@ -63,10 +63,9 @@ def draw_grounding(
     Returns:
         A new RGB picture, at least MIN_SIDE pixels along the longer side, higher by the bar.
     """
-    scale = max(1.0, MIN_SIDE / max(picture.shape[:2]))
-    panels = [_draw_answer(picture, grounding, expression, scale, _colours(grounding, truth))]
+    panels = [draw_answer(picture, grounding, expression, truth)]
     if truth is not None:
-        panels = [headed(panels[0], "prediction"), headed(_draw_truth(picture, truth, scale), "ground truth")]
+        panels = [headed(panels[0], "prediction"), headed(draw_truth(picture, truth), "ground truth")]
     body = side_by_side(panels)
     legend = "white: only in the merged mask" if _merged_only(grounding).any() else ""
     return np.concatenate(
@@ -112,9 +111,11 @@ def _merged_only(grounding: Grounding) -> Bool[np.ndarray, "H W"]:
     return cv2.morphologyEx(alone, cv2.MORPH_OPEN, np.ones((side, side), np.uint8)).astype(bool)
 
 
-def _draw_answer(
-    picture: np.ndarray, grounding: Grounding, expression: str, scale: float, colours: list[int]
-) -> np.ndarray:
+def draw_answer(
+    picture: UInt8[np.ndarray, "H W 3"], grounding: Grounding, expression: str = "", truth: Truth | None = None
+) -> UInt8[np.ndarray, "H2 W2 3"]:
+    """The answer on the picture alone, as in `draw_grounding`. `expression` is part of each label; `truth` is not drawn."""
+    scale, colours = _scale(picture), _colours(grounding, truth)
     canvas = enlarged(picture, scale)
     if not grounding.exists:
         return _faded(canvas, grounding.verdict, ALERT if grounding.says_no_target else UNSURE)
@@ -131,7 +132,9 @@ def _draw_answer(
     return _labelled(canvas, grounding.boxes_xyxy * scale, labels, colours)
 
 
-def _draw_truth(picture: np.ndarray, truth: Truth, scale: float) -> np.ndarray:
+def draw_truth(picture: UInt8[np.ndarray, "H W 3"], truth: Truth) -> UInt8[np.ndarray, "H2 W2 3"]:
+    """The true objects on the picture, as in `draw_grounding`."""
+    scale = _scale(picture)
     canvas = enlarged(picture, scale)
     if not len(truth.boxes_xyxy):
         return _faded(canvas, "no target", ALERT)
@@ -139,6 +142,10 @@ def _draw_truth(picture: np.ndarray, truth: Truth, scale: float) -> np.ndarray:
         canvas = tinted(canvas, mask, colour(i))
         draw_box(canvas, box * scale, colour(i))
     return canvas
+
+
+def _scale(picture: np.ndarray) -> float:
+    return max(1.0, MIN_SIDE / max(picture.shape[:2]))
 
 
 def colour(index: int) -> tuple[int, int, int]:

@@ -6,11 +6,33 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.records import coco_number
-from data_pipelines.splits import Description
+from data_pipelines.splits import Description, Split
 from instancevg_jax.answers.grounding import Grounding, run_lengths
+from instancevg_jax.evaluation.evaluator import of_all
+from instancevg_jax.evaluation.metrics import Row
 from instancevg_jax.files import write_atomically
+from instancevg_jax.runtime import sharding
 
 CATEGORY = 1  # of every entry: expressions have no categories
+
+
+class Collector:
+    """Collects the entries of a split, for `Evaluator`'s `on_answer`."""
+
+    def __init__(self, source: Split) -> None:
+        self._source = source
+        self._entries: list[dict[str, Any]] = []
+
+    def __call__(self, record: int, grounding: Grounding, row: Row) -> None:
+        """Add the entries of one record."""
+        del row
+        self._entries.extend(entries(grounding, self._source.describe(record), record))
+
+    def write(self, path: Path) -> None:
+        """Write the entries of all processes, on the first one."""
+        parts = of_all("".join(json.dumps(entry) + "\n" for entry in self._entries).encode())
+        if sharding.is_first_process():
+            write(path, [json.loads(line) for part in parts for line in part.splitlines()])
 
 
 def entries(grounding: Grounding, about: Description, record: int) -> list[dict[str, Any]]:

@@ -4,17 +4,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from data_pipelines.splits import Split
-from instancevg_jax.answers.draw import Truth, draw_grounding
+from instancevg_jax.answers.draw import Truth, draw_grounding, write_picture
 from instancevg_jax.answers.grounding import Grounding
 from instancevg_jax.evaluation.metrics import FAILED, TASKS, Row
-from instancevg_jax.evaluation.page import jpeg
-from instancevg_jax.files import write_atomically
 
 CHOICES = ("all", "failures")
 
 
 def drawer(folder: Path, source: Split, task: str, choice: str) -> Callable[[int, Grounding, Row], None]:
-    """What draws a record into FOLDER/RECORD.jpg, for `Evaluator`'s `on_answer`.
+    """A function for `Evaluator`'s `on_answer` that draws a record into FOLDER/RECORD.jpg.
 
     `choice` is "all", or "failures" for the records whose score under the task's own rules is below `metrics.FAILED`.
     """
@@ -25,6 +23,6 @@ def drawer(folder: Path, source: Split, task: str, choice: str) -> Callable[[int
         shown = source.show(record)
         truth = Truth(shown.boxes_xyxy, shown.masks)
         picture = draw_grounding(shown.picture, grounding, shown.expression, truth)
-        write_atomically(folder / f"{record:06d}.jpg", jpeg(picture))
+        write_picture(folder / f"{record:06d}.jpg", picture)
 
     return draw

@@ -1,7 +1,7 @@
 """One self-contained HTML page of results: tiles, pictures, curves, bars and tables.
 
 Nothing is fetched from elsewhere: pictures are embedded, plots are inline SVG, and colours follow the reader's light or dark
-mode. The page also works without JavaScript, which only filters and enlarges pictures.
+mode. Without JavaScript, which filters and enlarges pictures and shows explanations, all content can still be read.
 """
 
 import base64
@@ -17,7 +17,7 @@ from jaxtyping import UInt8
 
 from instancevg_jax.files import write_atomically
 
-WIDE = 5  # columns; a table with more does not fit on a phone
+QUALITY = 82  # of embedded pictures, 1 to 100
 
 Number = int | float
 Cell = str | Number | None
@@ -49,6 +49,7 @@ class Table:
     header: Sequence[str]
     rows: Sequence[Sequence[Cell]]
     note: str = ""
+    folded: str = ""  # if not empty, the table opens when one selects this text
 
 
 @dataclass(frozen=True)
@@ -87,11 +88,12 @@ class Bars:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture (RGB uint8, as `draw.draw_grounding` gives it) and a line below it."""
+    """Panels next to each other, such as prediction and truth, and what they show. Images are RGB uint8 [H, W, 3]."""
 
-    image: np.ndarray  # [H, W, 3]
+    panels: Sequence[tuple[str, np.ndarray]]  # (heading, image)
     caption: str = ""
-    inside: np.ndarray | None = None  # [H2, W2, 3], shown on request, such as attention maps
+    detail: str = ""  # a line below the caption
+    inside: np.ndarray | None = None  # shown on request, such as attention maps
 
 
 @dataclass(frozen=True)
@@ -127,27 +129,24 @@ def write_page(
         notes: paragraphs at the end.
     """
     meanings = meanings or {}
-    content = [_section(section, meanings) for section in sections]
+    has_pictures = [isinstance(section, Gallery) and bool(section.pictures) for section in sections]
+    content = [_section(section, meanings, f"s{i}") for i, section in enumerate(sections)]
+    if any(has_pictures):
+        content.insert(has_pictures.index(True), _FILTER)
     if meanings:
         content.append(_glossary(meanings))
     if notes:
         content.append(_framed("Notes", "".join(f"<p>{escape(note)}</p>" for note in notes)))
     rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in (facts or {}).items())
     head = f'<dl class="facts">{rows}</dl>' if rows else ""
-    if any(isinstance(section, Gallery) and section.pictures for section in sections):
-        head += _FILTER
+    if len(sections) > 1:
+        links = (f'<a href="#s{i}">{escape(section.title)}</a>' for i, section in enumerate(sections))
+        head += f"<nav>{''.join(links)}</nav>"
     page = _PAGE.format(title=escape(title), style=_STYLE, head=head, body="\n".join(content), script=_SCRIPT)
     write_atomically(path, page.encode())
 
 
-def jpeg(image: UInt8[np.ndarray, "H W 3"]) -> bytes:
-    """An RGB picture as a JPEG file."""
-    done, data = cv2.imencode(".jpg", np.ascontiguousarray(image[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, 88])
-    assert done, f"cannot encode a picture of shape {image.shape}"
-    return data.tobytes()
-
-
-def _section(section: Section, meanings: Mapping[str, str]) -> str:
+def _section(section: Section, meanings: Mapping[str, str], anchor: str) -> str:
     match section:
         case Tiles():
             content = _tiles(section, meanings)
@@ -158,13 +157,13 @@ def _section(section: Section, meanings: Mapping[str, str]) -> str:
         case Bars():
             content = _bars(section)
         case Gallery():
-            content = _gallery(section)
-    return _framed(section.title, content, section.note)
+            return _framed(section.title, _gallery(section), attributes=f' id="{anchor}"')
+    return _framed(section.title, content, section.note, f' id="{anchor}"')
 
 
-def _framed(title: str, content: str, note: str = "") -> str:
+def _framed(title: str, content: str, note: str = "", attributes: str = "") -> str:
     below = f'<p class="note">{escape(note)}</p>' if note else ""
-    return f"<section><h2>{escape(title)}</h2>{content}{below}</section>"
+    return f"<section{attributes}><h2>{escape(title)}</h2>{content}{below}</section>"
 
 
 def _glossary(meanings: Mapping[str, str]) -> str:
@@ -194,38 +193,37 @@ def _tiles(section: Tiles, meanings: Mapping[str, str]) -> str:
 
 
 def _table(table: Table, meanings: Mapping[str, str]) -> str:
-    """On a narrow screen each row of a wide table becomes a card, which takes its labels from `data-label`."""
-    wide = ' class="wide"' if len(table.header) > WIDE else ""
+    """A table that scrolls sideways on a narrow screen, below its first column."""
     head = "".join(f"<th>{_term(name, meanings)}</th>" for name in table.header)
-    rows = (
-        "".join(
-            f'<td data-label="{escape(name)}">{_term(_number(cell), meanings)}</td>'
-            for name, cell in zip(table.header, row, strict=True)
-        )
-        for row in table.rows
-    )
+    rows = ("".join(f"<td>{_term(_number(cell), meanings)}</td>" for cell in row) for row in table.rows)
     body = "".join(f"<tr>{row}</tr>" for row in rows)
-    return f"<table{wide}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    content = f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    return f"<details><summary>{escape(table.folded)}</summary>{content}</details>" if table.folded else content
 
 
 def _gallery(gallery: Gallery) -> str:
     if not gallery.pictures:
         return '<p class="note">none</p>'
-    figures = "".join(map(_figure, gallery.pictures))
-    return f'<div class="grid">{figures}</div>'
+    lead = f'<p class="lead">{escape(gallery.note)}</p>' if gallery.note else ""
+    return f'{lead}<div class="grid">{"".join(map(_figure, gallery.pictures))}</div>'
 
 
 def _figure(picture: Picture) -> str:
+    panels = "".join(
+        f"<div><small>{escape(heading)}</small>{_embedded(image, f'{picture.caption}: {heading}')}</div>"
+        for heading, image in picture.panels
+    )
     inside = ""
     if picture.inside is not None:
         inside = f"<details><summary>look inside</summary>{_embedded(picture.inside, 'attention maps and queries')}</details>"
-    caption = f"<figcaption>{escape(picture.caption)}</figcaption>"
-    return f'<figure tabindex="0">{_embedded(picture.image, picture.caption)}{caption}{inside}</figure>'
+    caption = f"<figcaption><b>{escape(picture.caption)}</b> <small>{escape(picture.detail)}</small></figcaption>"
+    return f'<figure tabindex="0">{caption}<div class="panels">{panels}</div>{inside}</figure>'
 
 
-def _embedded(image: np.ndarray, text: str) -> str:
-    data = base64.b64encode(jpeg(image)).decode()
-    return f'<img loading="lazy" alt="{escape(text)}" src="data:image/jpeg;base64,{data}">'
+def _embedded(image: UInt8[np.ndarray, "H W 3"], text: str) -> str:
+    done, data = cv2.imencode(".webp", np.ascontiguousarray(image[..., ::-1]), [cv2.IMWRITE_WEBP_QUALITY, QUALITY])
+    assert done, f"cannot encode a picture of shape {image.shape}"
+    return f'<img loading="lazy" alt="{escape(text)}" src="data:image/webp;base64,{base64.b64encode(data.tobytes()).decode()}">'
 
 
 def _ticks(low: Number, high: Number) -> list[float]:
@@ -258,8 +256,8 @@ def _lines(plot: Lines) -> str:
         parts.append(f'<line class="axis" x1="{left}" x2="{left + width}" y1="{v:.1f}" y2="{v:.1f}"/>')
         parts.append(f'<text class="end" x="{left - 8}" y="{v + 4:.1f}">{y:g}</text>')
     for x in _ticks(x0, x1):
-        parts.append(f'<text class="middle" x="{at(x, y0)[0]:.1f}" y="{top + height + 18}">{x:g}</text>')
-    parts.append(f'<text class="end" x="{left + width}" y="{top + height + 36}">{escape(plot.x_label)}</text>')
+        parts.append(f'<text class="middle" x="{at(x, y0)[0]:.1f}" y="{top + height + 22}">{x:g}</text>')
+    parts.append(f'<text class="end" x="{left + width}" y="{top + height + 48}">{escape(plot.x_label)}</text>')
     for i, values in enumerate(series.values()):
         path = " ".join(f"{u:.1f},{v:.1f}" for u, v in (at(*point) for point in values))
         parts.append(f'<polyline class="c{i % 6}" points="{path}"/>')
@@ -268,7 +266,7 @@ def _lines(plot: Lines) -> str:
         u = at(plot.mark, y0)[0]
         parts.append(f'<line class="mark" x1="{u:.1f}" x2="{u:.1f}" y1="{top}" y2="{top + height}"/>')
         names += f'<span><i class="tick"></i>{escape(plot.mark_label)}</span>'
-    box = f"0 0 {left + width + 24} {top + height + 44}"
+    box = f"0 0 {left + width + 24} {top + height + 56}"
     return f'<div class="legend">{names}</div><svg viewBox="{box}" role="img">{"".join(parts)}</svg>'
 
 
@@ -289,26 +287,49 @@ def _percent(value: Number) -> str:
     return f"{100 * min(max(value, 0.0), 1.0) if math.isfinite(value) else 0:.1f}%"
 
 
-_FILTER = """<p class="filter"><label>Show pictures whose text contains <input type="search" id="filter"></label></p>"""
+_FILTER = """<p class="filter"><label>Filter the pictures <input type="search" id="filter" placeholder="red circle"></label>
+<output id="matches"></output></p>"""
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark"><title>{title}</title><style>{style}</style></head>
 <body><main><header><h1>{title}</h1>{head}</header>
 {body}
-</main><script>{script}</script></body></html>
+</main><div id="meaning" role="tooltip" hidden></div><script>{script}</script></body></html>
 """
 
 _SCRIPT = """
 const figures = [...document.querySelectorAll("figure")], filter = document.getElementById("filter");
 filter?.addEventListener("input", () => {
   const wanted = filter.value.trim().toLowerCase();
-  for (const figure of figures) figure.hidden = !figure.textContent.toLowerCase().includes(wanted);
+  for (const figure of figures)
+    figure.hidden = !figure.querySelector("figcaption").textContent.toLowerCase().includes(wanted);
+  for (const grid of document.querySelectorAll(".grid"))
+    grid.closest("section").hidden = !grid.querySelector("figure:not([hidden])");
+  const shown = figures.filter(figure => !figure.hidden).length;
+  document.getElementById("matches").textContent = wanted ? `${shown} of ${figures.length}` : "";
 });
 for (const figure of figures) {
-  figure.addEventListener("click", event => { if (!event.target.closest("details")) figure.classList.toggle("large"); });
-  figure.addEventListener("keydown", event => { if (event.key === "Enter") figure.classList.toggle("large"); });
+  const panels = figure.querySelector(".panels");
+  panels.addEventListener("click", () => figure.classList.toggle("large"));
+  figure.addEventListener("keydown", event => {
+    if (event.key === "Enter" && event.target === figure) figure.classList.toggle("large");
+  });
 }
+const meaning = document.getElementById("meaning");
+function explain(event) {
+  const term = event.target.closest?.(".term");
+  meaning.hidden = !term;
+  if (!term) return;
+  meaning.textContent = term.dataset.meaning;
+  const box = term.getBoundingClientRect(), width = document.documentElement.clientWidth, below = box.bottom + 6;
+  meaning.style.left = `${Math.max(8, Math.min(box.left, width - meaning.offsetWidth - 8))}px`;
+  const fits = below + meaning.offsetHeight < innerHeight;
+  meaning.style.top = `${fits ? below : box.top - meaning.offsetHeight - 6}px`;
+}
+for (const kind of ["mouseover", "focusin", "click"]) document.addEventListener(kind, explain);
+addEventListener("scroll", () => { meaning.hidden = true; }, { passive: true, capture: true });
+addEventListener("keydown", event => { if (event.key === "Escape") meaning.hidden = true; });
 """
 
 _STYLE = """
@@ -318,32 +339,38 @@ _STYLE = """
   --bar:#4b93ee; --tick:#ff7b72; --c0:#5aa2f5; --c1:#ff8a5c; --c2:#4fc47c; --c3:#e07bc0; --c4:#e0b53a; --c5:#a194ff; } }
 body { margin:0; background:var(--page); color:var(--ink); font:15px/1.5 system-ui, "Segoe UI", Helvetica, Arial, sans-serif; }
 main { max-width:1120px; margin:0 auto; padding:24px 20px 64px; }
-h1 { font-size:26px; margin:8px 0 12px; } h2 { font-size:17px; margin:0 0 12px; }
+h1 { font-size:26px; line-height:1.2; margin:8px 0 14px; } h2 { font-size:17px; margin:0 0 12px; }
 h3 { font-size:14px; margin:0; color:var(--soft); }
 header { margin:0 0 18px; } .facts { display:grid; grid-template-columns:max-content 1fr; gap:2px 14px; margin:0; font-size:13px; }
 .facts dt { color:var(--soft); } .facts dd { margin:0; overflow-wrap:anywhere; }
-.filter { margin:14px 0 0; } input { font:inherit; color:inherit; background:var(--card); border:1px solid var(--line);
-  border-radius:6px; padding:4px 8px; max-width:100%; box-sizing:border-box; }
+nav { display:flex; flex-wrap:wrap; gap:6px; margin:14px 0 0; font-size:13px; }
+nav a { color:inherit; text-decoration:none; background:var(--card); border:1px solid var(--line); border-radius:99px;
+  padding:2px 10px; white-space:nowrap; } nav a:hover { border-color:var(--soft); }
+.filter { margin:0 0 18px; color:var(--soft); }
+input { font:inherit; color:var(--ink); background:var(--card); border:1px solid var(--line); border-radius:6px;
+  padding:5px 8px; margin:0 8px; max-width:100%; box-sizing:border-box; }
 section { background:var(--card); border:1px solid var(--line); border-radius:10px; padding:18px 20px; margin:0 0 18px; }
-.note { color:var(--soft); margin:10px 0 0; } section p { max-width:80ch; }
+.note, .lead { color:var(--soft); margin:10px 0 0; font-size:13px; } .lead { margin:-8px 0 12px; } section p { max-width:80ch; }
 .tiles { display:grid; grid-template-columns:repeat(auto-fit, minmax(128px, 1fr)); gap:12px; }
 .tiles > div { border:1px solid var(--line); border-radius:8px; padding:10px 14px; }
 .tiles b { display:block; font-size:28px; line-height:1.25; font-variant-numeric:tabular-nums; } small { color:var(--soft); }
-.term { position:relative; border-bottom:1px dotted var(--soft); cursor:help; }
-.term:is(:hover, :focus)::after { content:attr(data-meaning); position:absolute; left:0; top:1.7em; z-index:2; width:260px;
-  max-width:70vw; padding:8px 10px; border-radius:6px; background:var(--ink); color:var(--card);
-  font:13px/1.4 system-ui, sans-serif; white-space:normal; text-align:left; }
-summary { cursor:pointer; font-weight:600; } details dl { margin-top:12px; }
-th:nth-last-child(-n+3) .term::after { left:auto; right:0; }
-table { border-collapse:collapse; font-variant-numeric:tabular-nums; }
+.term { border-bottom:1px dotted var(--soft); cursor:help; }
+#meaning { position:fixed; z-index:2; max-width:min(280px, calc(100vw - 36px)); padding:8px 10px; border-radius:6px;
+  background:var(--ink); color:var(--card); font-size:13px; line-height:1.4; pointer-events:none; }
+summary { cursor:pointer; font-weight:600; } details dl, details .scroll { margin-top:12px; }
+.scroll { overflow-x:auto; } table { border-collapse:separate; border-spacing:0; font-variant-numeric:tabular-nums; }
 th, td { padding:6px 18px 6px 0; text-align:right; border-bottom:1px solid var(--line); white-space:nowrap; }
-th:first-child, td:first-child { text-align:left; } th { color:var(--soft); font-weight:600; } tr:last-child td { border-bottom:0; }
-.grid { display:grid; grid-template-columns:repeat(auto-fill, minmax(min(100%, 420px), 1fr)); gap:16px; }
-figure { margin:0; cursor:zoom-in; } figure.large { grid-column:1 / -1; cursor:zoom-out; }
-img { width:100%; border-radius:6px; display:block; }
-figure summary { font-weight:400; font-size:13px; } figure details img { margin-top:6px; }
-figcaption { color:var(--soft); font-size:13px; margin-top:6px; } [hidden] { display:none; }
-svg { width:100%; max-width:760px; display:block; } svg text { font-size:12px; fill:var(--soft); }
+th:first-child, td:first-child { text-align:left; position:sticky; left:0; background:var(--card); }
+th { color:var(--soft); font-weight:600; } tr:last-child td { border-bottom:0; }
+.grid { display:grid; grid-template-columns:repeat(auto-fill, minmax(min(100%, 420px), 1fr)); gap:20px 16px; }
+figure { margin:0; min-width:0; } figure.large { grid-column:1 / -1; }
+.panels { display:flex; gap:4px; cursor:zoom-in; margin-top:4px; } .large .panels { cursor:zoom-out; }
+.panels > div { flex:1 1 0; min-width:0; } .panels small { display:block; font-size:12px; overflow:hidden; text-overflow:ellipsis;
+  white-space:nowrap; }
+img { width:100%; border-radius:4px; display:block; }
+figure summary { font-weight:400; font-size:13px; margin-top:4px; } figure details img { margin-top:6px; }
+figcaption { font-size:14px; } figcaption small { display:block; font-size:13px; } [hidden] { display:none; }
+svg { width:100%; max-width:760px; display:block; overflow:visible; } svg text { font-size:12px; fill:var(--soft); }
 .end { text-anchor:end; } .middle { text-anchor:middle; } .axis { stroke:var(--line); }
 .mark { stroke:var(--tick); stroke-dasharray:4 3; }
 polyline { fill:none; stroke-width:1.8; stroke-linejoin:round; }
@@ -360,11 +387,11 @@ polyline { fill:none; stroke-width:1.8; stroke-linejoin:round; }
 .value { font-variant-numeric:tabular-nums; }
 @media (max-width: 720px) {
   main { padding:12px 10px 40px; } section { padding:14px; } .facts { grid-template-columns:1fr; } .facts dd { margin-bottom:6px; }
-  table { width:100%; } th, td { padding-right:8px; white-space:normal; }
-  .wide thead { display:none; } .wide, .wide tbody, .wide tr, .wide td { display:block; }
-  .wide tr { border:1px solid var(--line); border-radius:8px; padding:8px 12px; margin:0 0 10px; }
-  .wide td { display:flex; justify-content:space-between; gap:12px; padding:2px 0; border:0; }
-  .wide td::before { content:attr(data-label); color:var(--soft); text-align:left; }
-  .wide td:first-child { font-weight:600; } .bars { grid-template-columns:1fr max-content; } .bars .label { grid-column:1 / -1; }
+  nav { flex-wrap:nowrap; overflow-x:auto; padding-bottom:4px; }
+  th, td { padding:6px 12px 6px 0; font-size:13px; } td:first-child, th:first-child { min-width:110px; white-space:normal; }
+  .grid { display:flex; overflow-x:auto; scroll-snap-type:x mandatory; gap:14px; padding-bottom:6px; }
+  figure { flex:0 0 92%; scroll-snap-align:start; } .large .panels { flex-direction:column; }
+  svg text { font-size:22px; } polyline { stroke-width:3; }
+  .bars { grid-template-columns:1fr max-content; } .bars .label { grid-column:1 / -1; }
 }
 """

@@ -5,20 +5,22 @@ import re
 import sys
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from data_pipelines.splits import Description, Split
-from instancevg_jax.answers.draw import Truth as Shown
-from instancevg_jax.answers.draw import draw_grounding
+from data_pipelines.splits import Description, Shown, Split
+from instancevg_jax.answers.draw import Truth, draw_answer, draw_truth
 from instancevg_jax.answers.explain import draw_explanation
 from instancevg_jax.answers.grounding import Grounding
 from instancevg_jax.config import Config
 from instancevg_jax.evaluation.baselines import measure_baselines
 from instancevg_jax.evaluation.evaluator import Evaluation, conditions
+from instancevg_jax.evaluation.measured import Measured
 from instancevg_jax.evaluation.metrics import FAILED, TASKS, Row
+from instancevg_jax.evaluation.outputs import describe_data
 from instancevg_jax.evaluation.page import (
     Bar,
     Bars,
@@ -32,8 +34,10 @@ from instancevg_jax.evaluation.page import (
     write_page,
 )
 from instancevg_jax.evaluation.sweep import SWEPT, best_thresholds
+from instancevg_jax.objective.losses import LOSS_GROUPS
 
 PICTURES = 12  # in each gallery
+MANY = 12  # groups; a longer table is folded
 INSIDE_WIDTH = 800  # pixels of a look inside at most
 SIZES = (0.01, 0.05, 0.2)  # bounds of the groups by size: share of the picture that the target covers
 LENGTHS = (3, 5, 8)  # bounds of the groups by length: words of the sentence
@@ -60,68 +64,102 @@ MEANINGS = {
     },
     "always none": "The same metric if every sentence were answered with nothing.",
     "random": "REC of a box drawn at random from the objects of the picture.",
+    "a random object": "A baseline that answers with the box of a random object of the picture.",
+    "language only": "A baseline that knows the sentence but not the picture.",
+    "colour words only": "A baseline that sees the true objects but understands only the colour words of the sentence.",
+    "sigmoid": "Whether a sentence has a target is decided from the first logit alone, as the original does at inference.",
+    "softmax": "Whether a sentence has a target is decided from both logits, as the original is trained.",
 }
 
 
-def write(
-    path: Path,
-    config: Config,
-    evaluations: Sequence[Evaluation],
-    sources: Mapping[str, Split],
-    *,
-    facts: Mapping[str, str],
-    answer: Callable[[Sequence[tuple[np.ndarray, str]]], list[Grounding]] | None = None,
-    training_log: Path | None = None,
-) -> None:
+def write(path: Path, models: Sequence[Measured], *, facts: Mapping[str, str]) -> None:
     """Write the report.
 
     Args:
         path: the HTML file.
-        config: of the evaluation.
-        evaluations: one per split.
-        sources: the opened splits by name.
-        facts: lines of the head by name, such as the model, the date and the command.
-        answer: pairs of picture and sentence -> groundings, for the galleries; None: no galleries.
-        training_log: metrics.jsonl of the training run, for its curves, if it exists.
+        models: the model that the report is about; a second one is shown next to it.
+        facts: further lines of the head by name, such as the date and the command.
     """
-    sections: list[Section] = [_tiles(evaluation, config) for evaluation in evaluations]
-    if answer:
-        for evaluation in evaluations:
-            sections += _galleries(evaluation, sources[evaluation.split], config, answer)
-    for evaluation in evaluations:
-        sections += _details(evaluation, sources[evaluation.split], config)
-    if training_log and training_log.is_file():
-        sections.append(_training_curves(training_log))
-    notes = (
+    first, other = models[0], models[1] if len(models) > 1 else None
+    sections: list[Section] = [_tiles(first, split, other) for split in first.sources]
+    for split in first.sources:
+        sections += _galleries(first, split, other)
+    for split in first.sources:
+        sections += _details(first, split, other)
+    log = Path(first.origin).parent / "metrics.jsonl"
+    if first.answer and log.is_file():
+        sections.append(_training_curves(log))
+    if len(first.sources) == 1:  # its name is in the head
+        (split,) = first.sources
+        titles = (section.title.removeprefix(f"{split}: ") for section in sections)
+        sections = [replace(section, title=title.capitalize()) for section, title in zip(sections, titles, strict=True)]
+    data = describe_data(first.config)
+    notes = dict.fromkeys(note for measured in models for note in measured.notes)
+    records = ", ".join(f"{e.split} ({len(e.rows)} records)" for e in first.evaluations)
+    head = {
+        "Model" if first.answer else "Predictions": _described(first),
+        **({"Compared with": _described(other)} if other else {}),
+        "Data": f"{data}: {records}",
+        "Conditions": f"{conditions(first.config)}, merged mask: {first.config.eval.mask_merge}",
+        **{name: _short(value) for name, value in facts.items()},
+        **({"Note": "; ".join(notes)} if notes else {}),
+    }
+    title = f"{first.name} on {data}"
+    write_page(path, title, sections, facts=head, meanings=MEANINGS, notes=_notes(first, other))
+
+
+def _notes(first: Measured, other: Measured | None) -> list[str]:
+    notes = [
         "All numbers are percentages. The official protocol and the network's pixels are what published numbers are measured "
         "with; see docs/evaluation.md. A dash means that there is nothing to measure.",
         "gIoU counts a no-target sentence as 100 if it is answered with nothing, so that always answering nothing scores the "
         "share of no-target sentences: compare each gIoU with that floor.",
-        "sigmoid and softmax are two ways to decide whether a sentence has a target: from the first logit alone, as the "
-        "original does at inference, or from both, as it is trained.",
         "The pictures show the answers of `predict`, which follow the strict protocol.",
-    )
-    title = f"{config.data.name}: {', '.join(evaluation.split for evaluation in evaluations)}"
-    facts = {**facts, "Conditions": f"{conditions(config)}, merged mask: {config.eval.mask_merge}"}
-    write_page(path, title, sections, facts=facts, meanings=MEANINGS, notes=notes)
+    ]
+    if other and first.size != other.size and first.config.eval.resolution == "network":
+        notes.append("Each model is compared with the truth at its own picture size.")
+    return notes
 
 
-def _tiles(evaluation: Evaluation, config: Config) -> Tiles:
-    metrics, task = evaluation.metrics, TASKS[config.eval.task]
+def _described(measured: Measured) -> str:
+    return ", ".join(filter(None, (_short(measured.origin), measured.size)))
+
+
+def _short(path: str) -> str:
+    """A path below the working directory relative to it; other text as it is."""
+    return path.removeprefix(f"{Path.cwd()}/")
+
+
+def _evaluation(measured: Measured, split: str) -> Evaluation:
+    return next(evaluation for evaluation in measured.evaluations if evaluation.split == split)
+
+
+def _tiles(first: Measured, split: str, other: Measured | None) -> Tiles:
+    """The task's headline metrics, each above the second model's."""
+    evaluation, task = _evaluation(first, split), TASKS[first.config.eval.task]
     floor = 100 * _mean(row.empty for row in evaluation.rows.values())
     notes = {"gIoU": f"always none: {floor:.1f}"}
-    tiles = [Tile(name, _percent(metrics[name]) or "-", notes.get(name, "")) for name in task.tiles]
+    if other:
+        metrics = _evaluation(other, split).metrics
+        notes = {name: f"{other.name}: {_percent(metrics[name]) or '-'}" for name in task.tiles}
+    tiles = [Tile(name, _percent(evaluation.metrics[name]) or "-", notes.get(name, "")) for name in task.tiles]
     count = len(evaluation.rows)
-    return Tiles(evaluation.split, tiles, f"{count} records in {evaluation.seconds:.0f} s, {evaluation.rule} rule.")
+    return Tiles(
+        f"{split}: headline metrics",
+        tiles,
+        f"{count} records in {evaluation.seconds:.0f} s, {evaluation.rule} rule. Percent.",
+    )
 
 
-def _details(evaluation: Evaluation, source: Split, config: Config) -> list[Section]:
+def _details(first: Measured, split: str, other: Measured | None) -> list[Section]:
     """Everything below the pictures."""
+    evaluation, source, config = _evaluation(first, split), first.sources[split], first.config
     sections: list[Section] = []
     if evaluation.sweep:
         sections += [_sweep_lines(evaluation, config), _sweep_table(evaluation, config)]
     described = {record: source.describe(record) for record in evaluation.rows}
-    sections.append(_results(evaluation, measure_baselines(config.eval, source)))
+    compared = {other.name: _evaluation(other, split).metrics} if other else {}
+    sections.append(_results(evaluation, compared | measure_baselines(config.eval, source)))
     sizes = {record: _size(row, _pixels(config, described[record])) for record, row in evaluation.rows.items()}
     lengths = {record: _length(about.expression) for record, about in described.items()}
     groupings = {"size of the target": sizes, "length of the sentence": lengths}
@@ -138,8 +176,8 @@ def _training_curves(log: Path) -> Lines:
     """The loss and its groups over steps, from a run's metrics.jsonl."""
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     rows = [row for row in rows if row["group"] == "train" and row["loss"] is not None]
-    names = ("loss", "detection", "masks", "no_target")
-    return Lines("training loss", "step", {name: [(row["step"], row[name]) for row in rows] for name in names})
+    names = ("loss", *LOSS_GROUPS)
+    return Lines("Training loss", "step", {name: [(row["step"], row[name]) for row in rows] for name in names})
 
 
 def _sweep_table(evaluation: Evaluation, config: Config) -> Table:
@@ -149,8 +187,9 @@ def _sweep_table(evaluation: Evaluation, config: Config) -> Table:
         mark = " (configured)" if threshold == config.eval.score_threshold else ""
         rows.append([f"{threshold:g}{mark}", *(_percent(result[name]) for name in SWEPT)])
     best = ", ".join(f"{name} at {threshold:g}" for name, threshold in best_thresholds(evaluation.sweep).items())
-    note = f"Best: {best}. {conditions(config, with_threshold=False)}."
-    return Table(f"{evaluation.split}: by score threshold", ["score threshold", *SWEPT], rows, note)
+    note = f"Best: {best} ({conditions(config, with_threshold=False)})."
+    title = f"{evaluation.split}: by score threshold"
+    return Table(title, ["score threshold", *SWEPT], rows, note, folded="All thresholds")
 
 
 def _sweep_lines(evaluation: Evaluation, config: Config) -> Lines:
@@ -166,9 +205,9 @@ def _sweep_lines(evaluation: Evaluation, config: Config) -> Lines:
     )
 
 
-def _results(evaluation: Evaluation, baselines: Mapping[str, Mapping[str, float]]) -> Table:
-    """All metrics, under each rule, next to the baselines."""
-    columns = {rule: measured.shown() for rule, measured in evaluation.by_rule.items()} | dict(baselines)
+def _results(evaluation: Evaluation, others: Mapping[str, Mapping[str, float]]) -> Table:
+    """All metrics, under each rule, next to the second model and the baselines."""
+    columns = {rule: measured.shown() for rule, measured in evaluation.by_rule.items()} | dict(others)
     rows = [[name, *(_percent(column.get(name)) for column in columns.values())] for name in evaluation.metrics]
     return Table(f"{evaluation.split}: all metrics", ["metric", *columns], rows)
 
@@ -194,7 +233,8 @@ def _by_group(
             ]
         )
     header = [name, "records", *shown, "always none", "random"]
-    return Table(f"{evaluation.split}: by {name}", header, rows)
+    folded = f"All {len(rows)} groups" if len(rows) > MANY else ""
+    return Table(f"{evaluation.split}: by {name}", header, rows, folded=folded)
 
 
 def _template_bars(evaluation: Evaluation, template: Mapping[int, str], config: Config) -> Bars:
@@ -244,14 +284,30 @@ def _mean(values: Iterable[float]) -> float:
     return float(np.mean(values)) if values else float("nan")
 
 
-def _galleries(
-    evaluation: Evaluation,
-    source: Split,
-    config: Config,
-    answer: Callable[[Sequence[tuple[np.ndarray, str]]], list[Grounding]],
-) -> list[Section]:
+def _galleries(first: Measured, split: str, other: Measured | None) -> list[Section]:
     """The best and the worst answers and false targets, with a different sentence in each picture of a gallery."""
-    score = TASKS[config.eval.task].score
+    if not first.answer:
+        return []
+    evaluation, source = _evaluation(first, split), first.sources[split]
+    titles = {
+        "best answers": "Correct answers with the highest scores.",
+        "worst answers": "Sentences with a target: first those answered with wrong objects, then those answered with nothing.",
+        "false targets": "Sentences without a target that are answered with one.",
+    }
+    galleries = []
+    for name, records in _chosen(evaluation, source, TASKS[first.config.eval.task].score).items():
+        columns = [_answered(measured, split, records) for measured in (first, other) if measured]
+        pictures = [
+            _picture(f"record {record}: {_caption(evaluation.rows[record])}", answers, name != "best answers")
+            for record, *answers in zip(records, *columns, strict=True)
+        ]
+        note = f"{titles[name]} White outline: only in the merged mask. Select a picture to enlarge it."
+        galleries.append(Gallery(f"{split}: {name}", pictures, note))
+    return galleries
+
+
+def _chosen(evaluation: Evaluation, source: Split, score: Callable[[Row], float]) -> dict[str, list[int]]:
+    """The records of each gallery."""
     scores = {record: score(row) for record, row in evaluation.rows.items()}
     ranked = sorted((record for record in scores if not np.isnan(scores[record])), key=lambda r: (scores[r], r))
     targeted = [record for record in ranked if not evaluation.rows[record].empty]
@@ -260,26 +316,49 @@ def _galleries(
     quarter = PICTURES // 4
     right = [record for record in reversed(empty) if scores[record] >= FAILED]
     best = [record for record in reversed(targeted) if scores[record] >= FAILED]
-    worst = [record for record in targeted if scores[record] < FAILED]
-    chosen = {
+    wrong = [record for record in targeted if scores[record] < FAILED and not evaluation.rows[record].says_none]
+    missed = [record for record in targeted if scores[record] < FAILED and evaluation.rows[record].says_none]
+    return {
         "best answers": _distinct(best, source, PICTURES - quarter) + _distinct(right, source, quarter),
-        "worst answers": _distinct(worst, source, PICTURES),
+        "worst answers": _distinct(wrong, source, PICTURES - quarter) + _distinct(missed, source, quarter),
         "false targets": _distinct(false, source, PICTURES),
     }
-    galleries = []
-    for name, records in chosen.items():
-        shown = [source.show(record) for record in records]
-        groundings = answer([(s.picture, s.expression) for s in shown])
-        pictures = [
-            Picture(
-                draw_grounding(s.picture, grounding, s.expression, Shown(s.boxes_xyxy, s.masks)),
-                f"{s.expression} (record {record}, {_caption(evaluation.rows[record])})",
-                _inside(s.picture, grounding, s.expression) if name != "best answers" else None,
-            )
-            for record, s, grounding in zip(records, shown, groundings, strict=True)
-        ]
-        galleries.append(Gallery(f"{evaluation.split}: {name}", pictures))
-    return galleries
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """A record as one model sees it, and its answer."""
+
+    model: str
+    shown: Shown
+    grounding: Grounding
+
+    @property
+    def truth(self) -> Truth:
+        return Truth(self.shown.boxes_xyxy, self.shown.masks)
+
+
+def _answered(measured: Measured, split: str, records: Sequence[int]) -> list[_Answer]:
+    shown = [measured.sources[split].show(record) for record in records]
+    assert measured.answer
+    groundings = measured.answer([(s.picture, s.expression) for s in shown])
+    return [_Answer(measured.name, s, grounding) for s, grounding in zip(shown, groundings, strict=True)]
+
+
+def _picture(detail: str, answers: Sequence[_Answer], with_inside: bool) -> Picture:
+    """Each model's answer, and the truth."""
+    first = answers[0]
+    panels = [
+        (
+            answer.model if len(answers) > 1 else "prediction",
+            draw_answer(answer.shown.picture, answer.grounding, truth=answer.truth),
+        )
+        for answer in answers
+    ]
+    panels.append(("ground truth", draw_truth(first.shown.picture, first.truth)))
+    expression = first.shown.expression
+    inside = _inside(first.shown.picture, first.grounding, expression) if with_inside else None
+    return Picture(panels, expression, detail, inside)
 
 
 def _inside(picture: np.ndarray, grounding: Grounding, expression: str) -> np.ndarray | None:

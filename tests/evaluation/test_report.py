@@ -2,6 +2,7 @@
 
 import base64
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -10,6 +11,9 @@ import numpy as np
 import pytest
 
 from instancevg_jax.evaluation.page import Bar, Bars, Gallery, Lines, Picture, Section, Table, Tile, Tiles, write_page
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+COLOURS = ("red", "green", "blue", "yellow")
 
 
 class Balance(HTMLParser):
@@ -43,7 +47,7 @@ def written(path: Path, *sections: Section, **more) -> tuple[str, str]:
     parser = Balance()
     parser.feed(html)
     assert parser.open == []
-    assert not re.search(r"(src|href)\s*=\s*\"(?!data:)", html)
+    assert not re.search(r"(src|href)\s*=\s*\"(?!data:|#)", html)
     assert "http" not in html
     return html, " ".join(parser.text)
 
@@ -55,7 +59,7 @@ def test_tables_and_notes(tmp_path: Path):
     html, text = written(tmp_path / "deep" / "r.html", table, notes=["Measured & checked"])
     for part in ("A <title>", "Results", "<sigmoid>", "0.512", "1536", "a note & more", "Measured & checked"):
         assert part in text
-    assert '<td data-label="gIoU">-</td>' in html
+    assert "<td>-</td>" in html
     assert "<sigmoid>" not in html
 
 
@@ -63,21 +67,25 @@ def test_pictures_are_embedded(tmp_path: Path):
     image = np.zeros((40, 60, 3), np.uint8)
     image[..., 0] = 200  # red
     html, text = written(
-        tmp_path / "r.html", Gallery("Successes", [Picture(image, "IoU > 0.9")]), Gallery("Failures", [])
+        tmp_path / "r.html",
+        Gallery("Successes", [Picture([("truth", image)], "one <b>", "IoU > 0.9")]),
+        Gallery("Failures", []),
     )
     assert "IoU > 0.9" in text
     assert re.search(r"Failures\s+none", text)
     assert "<details>" not in html
-    (data,) = re.findall(r"data:image/jpeg;base64,([^\"]+)", html)
+    (data,) = re.findall(r"data:image/webp;base64,([^\"]+)", html)
     decoded = cv2.imdecode(np.frombuffer(base64.b64decode(data), np.uint8), cv2.IMREAD_COLOR_RGB)
     assert np.abs(decoded.astype(int) - image).max() < 10
 
 
 def test_a_look_inside(tmp_path: Path):
     image = np.zeros((8, 8, 3), np.uint8)
-    html, text = written(tmp_path / "r.html", Gallery("Failures", [Picture(image, "wrong", inside=image)]))
+    html, text = written(
+        tmp_path / "r.html", Gallery("Failures", [Picture([("prediction", image)], "wrong", inside=image)])
+    )
     assert "look inside" in text
-    assert html.count("data:image/jpeg") == 2
+    assert html.count("data:image/webp") == 2
 
 
 def test_lines_scale_to_the_plot(tmp_path: Path):
@@ -134,3 +142,64 @@ def test_tiles_facts_and_meanings(tmp_path: Path):
     assert 'tabindex="0" data-meaning="Mean IoU of &quot;all&quot; sentences">gIoU</span>' in html
     assert html.count("data-meaning=") == 1
     assert 'id="filter"' not in html  # there are no pictures
+
+
+def test_folded_tables_and_links(tmp_path: Path):
+    tables = [Table("First", ["a"], [[1]], folded="All rows"), Table("Second", ["a"], [[2]])]
+    html, text = written(tmp_path / "r.html", *tables)
+    assert html.count("<details>") == text.count("All rows") == 1
+    assert '<a href="#s1">Second</a>' in html
+    assert '<section id="s1"><h2>Second</h2>' in html
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
+@pytest.mark.parametrize("width", [1280, 390])
+def test_in_a_browser(tmp_path: Path, width: int):
+    """The filter, explanations by tap and by hover, enlarging, and no sideways scrolling of the page."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    image = np.zeros((480, 480, 3), np.uint8)
+    pictures = [Picture([("prediction", image), ("ground truth", image)], f"the {name} circle") for name in COLOURS]
+    wide = Table("Table", ["group", *[f"a long metric {i}" for i in range(12)]], [["a row", *range(12)]])
+    sections = [
+        Tiles("val", [Tile("gIoU", "61.2"), Tile("F1", "2")]),
+        Gallery("Best", pictures),
+        Gallery("None", []),
+        wide,
+    ]
+    facts = {"Command": "instancevg evaluate --checkpoint=" + "a/long/path/" * 30}
+    written(
+        tmp_path / "r.html", *sections, facts=facts, meanings={"gIoU": "Mean IoU.", "F1": "Share of " + "words " * 30}
+    )
+    errors = []
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        context = browser.new_context(viewport={"width": width, "height": 844}, has_touch=width < 720)
+        page = context.new_page()
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto((tmp_path / "r.html").as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        for name, meaning in (("gIoU", "Mean IoU."), ("F1", "Share of words")):
+            term = page.locator(".tiles .term", has_text=name)
+            term.tap() if width < 720 else term.hover()
+            box = page.locator("#meaning").bounding_box()
+            assert meaning in page.inner_text("#meaning")
+            assert box
+            assert 0 <= box["x"] <= width - box["width"]
+        page.mouse.click(width - 1, 1)
+        assert page.locator("#meaning").is_hidden()
+        page.fill("#filter", "RED")
+        assert page.locator("figure:visible").count() == 1
+        assert page.inner_text("#matches") == f"1 of {len(COLOURS)}"
+        page.fill("#filter", "pentagon")
+        assert page.locator("figure:visible").count() == 0
+        page.fill("#filter", "")
+        before = page.locator(".panels img").first.bounding_box()
+        page.locator(".panels").first.click()
+        after = page.locator(".panels img").first.bounding_box()
+        assert before
+        assert after
+        assert after["width"] > 1.5 * before["width"]
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        browser.close()
+    assert not errors
