@@ -32,6 +32,7 @@ from instancevg_jax.evaluation.page import (
     write_page,
 )
 from instancevg_jax.evaluation.sweep import SWEPT, best_thresholds
+from instancevg_jax.objective.losses import LOSS_GROUPS
 
 PICTURES = 12  # in each gallery
 INSIDE_WIDTH = 800  # pixels of a look inside at most
@@ -138,7 +139,7 @@ def _training_curves(log: Path) -> Lines:
     """The loss and its groups over steps, from a run's metrics.jsonl."""
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     rows = [row for row in rows if row["group"] == "train" and row["loss"] is not None]
-    names = ("loss", "detection", "masks", "no_target")
+    names = ("loss", *LOSS_GROUPS)
     return Lines("training loss", "step", {name: [(row["step"], row[name]) for row in rows] for name in names})
 
 
