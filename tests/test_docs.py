@@ -210,9 +210,10 @@ def test_mentioned_files_exist():
     known = [f"/{path.relative_to(ROOT)}" for folder in folders for path in (ROOT / folder).rglob("*.*")]
     known += [f"/{path.name}" for path in ROOT.glob("*.*")]
     for page in PAGES:
-        for span in code_spans(page):
-            for name in re.findall(r"^[\w/]+\.(?:py|md|toml|ipynb)$", span):
-                assert any(one.endswith(f"/{name}") for one in known), f"{page.name}: {name}"
+        trees = [name for _, text in blocks(page, "text") for name in re.findall(r"\w+\.(?:py|html)", text)]
+        spans = [span for span in code_spans(page) if re.fullmatch(r"[\w/]+\.(?:py|md|toml|ipynb)", span)]
+        for name in trees + spans:
+            assert any(one.endswith(f"/{name}") for one in known), f"{page.name}: {name}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
