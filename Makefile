@@ -14,7 +14,7 @@ export GLIBC_TUNABLES := glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=8000
 XLA_CPU := --xla_cpu_enable_concurrency_optimized_scheduler=true \
 	--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION
 
-.PHONY: setup demo long test test-training test-slow check bench lock clean
+.PHONY: setup demo long test test-training test-slow check bench docs lock clean
 
 setup: $(READY)
 
@@ -64,6 +64,12 @@ check: setup
 # benchmarks.data measures on your own annotations and pictures: see benchmarks/README.md
 bench: setup
 	$(BIN)/python -m benchmarks.flops
+
+# The documentation site, in build/site.
+docs:
+	$(PYTHON) -m venv build/docs
+	build/docs/bin/python -m pip install --quiet --disable-pip-version-check "mkdocs-material==9.*"
+	NO_MKDOCS_2_WARNING=1 build/docs/bin/mkdocs build --strict --site-dir build/site
 
 # Needs uv on the PATH. Writes names, versions and hashes only.
 lock:

@@ -4,8 +4,8 @@
     instancevg convert beit3 beit3_base_patch16_224.zip weights/beit3_base --config grefcoco --tokenizer weights/beit3.spm
     instancevg train --config configs/grefcoco.py --workdir runs/grefcoco
 
-Memory on one device, float32: 3.5 GiB of state and 21 GiB kept for the backward pass (docs/scaling.md). With
---config.model.compute_dtype=bfloat16 --config.model.remat=blocks the latter is 3 GiB. Published scores: arXiv:2509.13747.
+Memory on one device, float32: 3.5 GiB of state and 8 GiB kept for the backward pass (docs/scaling.md). With
+--config.model.compute_dtype=bfloat16 --config.model.remat=blocks the latter is 1.7 GiB. Published scores: arXiv:2509.13747.
 """
 
 from instancevg_jax.config import Config, DataConfig, EvalConfig, ModelConfig, TrainConfig

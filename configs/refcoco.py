@@ -18,7 +18,7 @@ data/prepared_VARIANT without "_large":
     instancevg prepare refcoco --annotations "refcoco/refs(unc).p" --images train2014 --data-dir data/prepared_unc
     instancevg train --config configs/refcoco.py:unc --workdir runs/refcoco_unc
 
-Memory on one device, float32 (docs/scaling.md): base as configs/grefcoco.py; large 10.2 GiB of state and 11 GiB kept for the
+Memory on one device, float32 (docs/scaling.md): base as configs/grefcoco.py; large 10.2 GiB of state and 4 GiB kept for the
 backward pass. Published scores of the mixture: arXiv:2509.13747.
 """
 

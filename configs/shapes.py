@@ -4,7 +4,7 @@
 
 Without a variant, it trains for minutes on level `basic`, as `make demo` does: on colours first, then every second sentence names
 only shapes, which take longer to learn. ":long" also trains on level `full`, at 96 instead of 72 pixels and with six times as many
-examples; it made the checkpoint that comes with the package. The README has the measured results.
+examples; it made the checkpoint that comes with the package. docs/results.md has the measured results.
 """
 
 from instancevg_jax.config import Config, DataConfig, EvalConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig

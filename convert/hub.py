@@ -16,9 +16,9 @@ from instancevg_jax.config import Config
 from instancevg_jax.errors import InputError, first_line
 from instancevg_jax.files import write_atomically
 from instancevg_jax.inputs.tokenizer import Tokenizer
+from instancevg_jax.runtime.compilation import cache_directory
 
 SCHEME = "hf://"
-CACHE_VARIABLE = "INSTANCEVG_JAX_CACHE"
 TOKENIZER = "beit3.spm"
 TOKENIZER_URL = "https://github.com/addf400/files/releases/download/beit3/beit3.spm"
 MAX_TOKENIZER_BYTES = 16 << 20
@@ -69,7 +69,7 @@ def local_checkpoint(source: str | Path, *, tokenizer: str | Path | None = None,
         config: of an official file. None: recognized from its tensors.
 
     Returns:
-        A checkpoint directory. Files are converted once, into $INSTANCEVG_JAX_CACHE (default ~/.cache/instancevg_jax).
+        A checkpoint directory. Files are converted once, into `cache_directory()`.
 
     Raises:
         InputError: nothing of that name, a file that is not recognized, or something is missing and there is no network.
@@ -78,7 +78,7 @@ def local_checkpoint(source: str | Path, *, tokenizer: str | Path | None = None,
     if name in KNOWN and not os.path.lexists(name):
         known = KNOWN[name]
         chosen = config or recognize.official_config(known.config)
-        record = cache() / f"{name}.sha256"
+        record = cache_directory() / f"{name}.sha256"
         digest = record.read_text().strip() if record.is_file() else None
         directory = _directory(name, digest, tokenizer, chosen) if digest else None
         if directory and is_checkpoint(directory):
@@ -116,7 +116,7 @@ def _directory(name: str, digest: str, tokenizer: str | Path | None, config: Con
     """Where the conversion of a file with that digest goes: another one for another tokenizer or config."""
     spm = official.digest(Path(tokenizer).expanduser()) if tokenizer else ""
     key = "\n".join((digest, spm, configs.to_json(config) if config else ""))
-    return cache() / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    return cache_directory() / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
 
 
 def local_file(source: str) -> Path:
@@ -147,7 +147,7 @@ def find_tokenizer(weights: Path, given: str | Path | None, config: Config, down
         if not os.path.isfile(path):
             raise InputError(f"{path}: no such file; expected {TOKENIZER}, from {TOKENIZER_URL}")
         return path
-    cached = cache() / TOKENIZER
+    cached = cache_directory() / TOKENIZER
     for path in (weights.parent / TOKENIZER, Path(config.data.tokenizer), cached):
         if os.path.isfile(path):
             return path
@@ -164,11 +164,6 @@ def find_tokenizer(weights: Path, given: str | Path | None, config: Config, down
     Tokenizer.from_bytes(data, TOKENIZER_URL)
     write_atomically(cached, data)
     return cached
-
-
-def cache() -> Path:
-    """The folder of converted files."""
-    return Path(os.environ.get(CACHE_VARIABLE) or "~/.cache/instancevg_jax").expanduser()
 
 
 def _download(name: str, known: Known) -> Path:

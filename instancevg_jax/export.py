@@ -15,7 +15,9 @@ from instancevg_jax.errors import run_command
 def main(argv: Sequence[str] | None = None) -> None:
     """The command. Raises InputError for whatever is wrong with its arguments or the files they name."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", help="checkpoint directory; without it, the built-in model of drawn shapes")
+    parser.add_argument(
+        "--checkpoint", help="checkpoint directory or run folder; without it, the built-in model of drawn shapes"
+    )
     parser.add_argument("--output", required=True, type=Path, help="folder to write; it must not exist")
     parser.add_argument(
         "--platforms", default="cpu,cuda,tpu", help="platforms that can run the program (default: cpu,cuda,tpu)"
@@ -24,9 +26,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from instancevg_jax.answers.export import write_stablehlo
     from instancevg_jax.answers.predictor import DEMO_CHECKPOINT
-    from instancevg_jax.checkpoint import load_model
+    from instancevg_jax.checkpoint import find_checkpoint, load_model
 
-    directory = Path(args.checkpoint or DEMO_CHECKPOINT)
+    directory = find_checkpoint(args.checkpoint or DEMO_CHECKPOINT)
     model, config = load_model(directory)
     tokenizer = (directory / "tokenizer.spm").read_bytes()
     write_stablehlo(model, config, tokenizer, args.output, tuple(args.platforms.split(",")))

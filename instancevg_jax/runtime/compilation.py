@@ -9,8 +9,11 @@ MAX_BYTES = 2 * 10**9  # the programs that were not used for the longest time ar
 
 
 def cache_directory() -> Path:
-    """The folder of this project's caches: $INSTANCEVG_CACHE, or instancevg_jax in $XDG_CACHE_HOME or ~/.cache."""
-    if named := os.environ.get("INSTANCEVG_CACHE"):
+    """The folder of compiled programs and converted weights.
+
+    $INSTANCEVG_JAX_CACHE, or else the folder instancevg_jax in $XDG_CACHE_HOME (default: ~/.cache).
+    """
+    if named := os.environ.get("INSTANCEVG_JAX_CACHE"):
         return Path(named).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "instancevg_jax"
 

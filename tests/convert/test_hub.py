@@ -31,7 +31,7 @@ TINY = Config(model=configs.tiny())
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch) -> Path:
     """An empty cache, and no tokenizer to download."""
-    monkeypatch.setenv(hub.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv("INSTANCEVG_JAX_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(hub, "TOKENIZER_URL", "http://127.0.0.1:9/beit3.spm")
     return tmp_path / "cache"
 
