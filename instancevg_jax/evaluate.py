@@ -94,19 +94,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _with_config(argv: list[str]) -> list[str]:
     """The arguments, with the checkpoint's own configuration where --config is not among them."""
-    directory = _option(argv, "checkpoint")
-    if directory is None or _option(argv, "config") is not None:
+    directory = command_line.option(argv, "checkpoint")
+    if directory is None or command_line.option(argv, "config") is not None:
         return argv
     return [f"--config={checkpoint.find_checkpoint(directory) / checkpoint.CONFIG}", *argv]
-
-
-def _option(argv: Sequence[str], name: str) -> str | None:
-    """The value of `--name VALUE` or `--name=VALUE`."""
-    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
-        given, separator, value = argument.lstrip("-").partition("=")
-        if argument.startswith("-") and given == name:
-            return value if separator else following
-    return None
 
 
 def _check_options(config: Config, values: dict[str, Any]) -> None:

@@ -9,9 +9,10 @@ from flax import nnx
 
 from convert import __main__ as convert
 from data_pipelines.shapes.dataset import TOKENIZER_PATH
-from instancevg_jax import evaluate, predict, train, trees
+from instancevg_jax import evaluate, predict, train
 from instancevg_jax.checkpoint import load_model
 from instancevg_jax.errors import InputError
+from instancevg_jax.runtime import trees
 
 SMALL = [
     "--config=configs/shapes.py",
