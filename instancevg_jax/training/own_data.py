@@ -93,11 +93,16 @@ def fine_tune(
     own = read(data, images, captions)
     initial = initial_settings(start)
     if start is None:
-        say("no --from: training from scratch with configs/custom.py:small")
+        say("no model to start from (--from): training from scratch with configs/custom.py:small")
     else:
         _check_apart(Path(initial.model.pretrained), workdir)
         say(f"starting from {initial.model.pretrained}")
     records, config = plan(own, initial, workdir, settings)
+    if start is None and not Path(config.data.tokenizer).is_file():
+        raise InputError(
+            f"{config.data.tokenizer}: no such file; training from scratch needs a sentencepiece model such as BEiT-3's "
+            "beit3.spm (docs/weights.md): name one with --config.data.tokenizer, or start from a model with --from"
+        )
     _prepare(own, records, config, workdir)
     results = train(config, workdir, command, profile)
     if results is not None:
@@ -139,7 +144,9 @@ def initial_settings(start: str | Path | None) -> Config:
     )
     config.loss = origin.loss
     config.data.tokenizer = str(directory / checkpoint.TOKENIZER)
-    config.eval = replace(origin.eval, task=config.eval.task, protocol=config.eval.protocol, batch_size=16)
+    config.eval = replace(
+        origin.eval, task=config.eval.task, protocol=config.eval.protocol, batch_size=config.eval.batch_size
+    )
     if provenance.get("converted_from") == "beit3":
         config.optim, config.train.num_epochs = BEIT3_RATES, BEIT3_EPOCHS
     else:
@@ -165,12 +172,11 @@ def plan(own: OwnData, initial: Config, workdir: Path, settings: Mapping[str, An
         raise InputError(f"data.name is {chosen.data.name!r}; your own data are prepared as {FAMILY!r}")
     records = own.records
     train_split = settings.get("data.train_split") or _train_split(records)
-    if "data.validation_splits" in settings or "data.eval_splits" in settings:
-        validation = tuple(settings.get("data.validation_splits", ()))
-    else:
-        validation = tuple(name for name in by_split(records) if name.startswith(_VALIDATION))
-        if not validation:
-            records, validation = hold_out(records, train_split), ("val",)
+    named = {*settings.get("data.validation_splits", ()), *settings.get("data.eval_splits", ())}
+    validation = tuple(name for name in by_split(records) if name.startswith(_VALIDATION))
+    if "val" in named - by_split(records).keys() or not (named or validation):
+        records = hold_out(records, train_split)
+        validation = (*validation, "val")
     others = [name for name in by_split(records) if not is_training(name) and name not in validation]
     trained = by_split(records).get(train_split, [])
     found = {

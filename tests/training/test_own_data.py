@@ -105,6 +105,8 @@ def test_settings_take_precedence_over_what_is_chosen(tmp_path):
     assert (config.loss.dice, config.loss.bce, config.train.num_epochs) == (0.5, 0, 3)
     assert (config.data.eval_splits, {r.split for r in records}) == (("test",), {"train", "test"})
     assert config.train.eval_every_epochs == 20  # 10 records are 5 batches of 2
+    records, config = planned(path, **{"data.eval_splits": ("val", "test")})
+    assert (config.data.eval_splits, {r.split for r in records}) == (("val", "test"), {"train", "val", "test"})
 
 
 def test_from_scratch_masks_are_learned_as_boxes(tmp_path, capsys):
@@ -177,10 +179,12 @@ def test_faults_end_the_command_with_the_one_that_lists_them(tmp_path):
         (["--data=a.jsonl", "--images=.", "--from=nothing"], "nothing: no such file or directory; expected a path or"),
         (["--data=a.jsonl", "--images=.", "--config.train.epochs=3"], "train.epochs: no such field"),
         (["--data=a.jsonl", "--images=.", "--distributed=auto"], "--data prepares data on one machine"),
+        (["--data=a.jsonl", "--images=."], "weights/beit3.spm: no such file; training from scratch needs a sentence"),
     ],
 )
 def test_bad_command_lines_are_one_line(argv, says, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    drawn(tmp_path, 3).rename("a.jsonl")
     with pytest.raises(InputError, match=says):
         train.main(argv)
 
