@@ -106,8 +106,10 @@ def fine_tune(
     _prepare(own, records, config, workdir)
     results = train(config, workdir, command, profile)
     if results is not None:
-        picture, expression = records[0].picture, records[0].expressions[0]
-        asked = ["--image", str(own.images / picture), "--expression", expression, "--output", "answer.png"]
+        unseen = [record for record in records if record.split in config.data.eval_splits and record.instances]
+        shown = (unseen or records)[0]
+        picture = str(own.images / shown.picture)
+        asked = ["--image", picture, "--expression", shown.expressions[0], "--output", "answer.png"]
         say(f"try it: {shlex.join(['instancevg', 'predict', '--checkpoint', str(workdir), *asked])}")
     return results
 
