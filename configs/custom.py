@@ -17,8 +17,8 @@ pretrained weights it knows only the words and things of your data; take it to t
 12 GB is enough. It starts from gRefCOCO's official weights; convert them to weights/grefcoco first (docs/weights.md).
 
 Both follow protocol "strict", which uses objects that have only a box or only a mask. If no object of your data has a mask,
-fine-tune with --config.loss.dice=0 --config.loss.bce=0, so that the model keeps the masks it has learned. Splits `train` and `val`
-are expected; data.train_split, data.validation_splits and data.eval_splits name others.
+fine-tune with --config.loss.dice=0 --config.loss.bce=0, so that it is not taught that objects are boxes. Splits `train` and
+`val` are expected; data.train_split, data.validation_splits and data.eval_splits name others.
 """
 
 from instancevg_jax.config import Config, DataConfig, EvalConfig, ModelConfig, OptimConfig, TrainConfig
