@@ -1,5 +1,11 @@
 """Your own data, prepared as family `custom` (docs/data.md, "Your own pictures"); sizes "small" and "base".
 
+One command that checks, prepares and fine-tunes, with these settings and the network of what it starts from:
+
+    instancevg train --data my.jsonl --images pictures --from instancevg-grefcoco
+
+The same in steps:
+
     instancevg check custom --annotations my.jsonl --images pictures --fix cleaned.jsonl --tokenizer weights/beit3.spm
     instancevg prepare custom --annotations cleaned.jsonl --images pictures --data-dir data/prepared
     instancevg train --config configs/custom.py:base --workdir runs/mine
@@ -10,9 +16,9 @@ pretrained weights it knows only the words and things of your data; take it to t
 "base" fine-tunes a network of the official size on 320 x 320 pictures, in bfloat16 and with recomputation so that one GPU of
 12 GB is enough. It starts from gRefCOCO's official weights; convert them to weights/grefcoco first (docs/weights.md).
 
-Both follow protocol "strict", which uses objects that have only a box or only a mask. Without any mask in your data, switch the
-losses of masks off: --config.loss.dice=0 --config.loss.bce=0 --config.loss.negative_masks=0 --config.loss.point_map=0. Splits
-`train` and `val` are expected; data.train_split, data.validation_splits and data.eval_splits name others.
+Both follow protocol "strict", which uses objects that have only a box or only a mask. If no object of your data has a mask,
+fine-tune with --config.loss.dice=0 --config.loss.bce=0, so that it is not taught that objects are boxes. Splits `train` and
+`val` are expected; data.train_split, data.validation_splits and data.eval_splits name others.
 """
 
 from instancevg_jax.config import Config, DataConfig, EvalConfig, ModelConfig, OptimConfig, TrainConfig

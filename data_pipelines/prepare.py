@@ -35,35 +35,55 @@ def prepare(
     Raises InputError for annotations that cannot be read, for a missing or damaged picture, for annotations that are not in
     the picture's frame, and where another data set is there and `overwrite` is not given.
     """
-    # imported here, so that Ctrl-C while modules load is handled by run_command
+    from data_pipelines.prepared.inputs import (
+        read_records,
+    )  # here, so that Ctrl-C while modules load ends the command cleanly
+
+    _check_folders(images, data_dir)
+    records = read_records(annotation_files, images, captions, merge)
+    write_data_set(family, records, images, data_dir, num_workers, overwrite)
+    return records
+
+
+def write_data_set(
+    family: str,
+    records: Sequence["Record"],
+    images: Path,
+    data_dir: Path,
+    num_workers: int = 4,
+    overwrite: bool = False,
+) -> None:
+    """Write records that are already read, and their pictures. Keeps and refuses as `prepare` does."""
     from data_pipelines.command_line import at_least_one
     from data_pipelines.prepared.builders import write_pictures, write_records
     from data_pipelines.prepared.folders import put_in_place, side_folder, take_up
-    from data_pipelines.prepared.inputs import pictures_digest, read_records, records_digest
+    from data_pipelines.prepared.inputs import digests_of
     from data_pipelines.prepared.sources import stored_digests
     from data_pipelines.records import split_names
 
-    if not images.is_dir():
-        raise InputError(f"{images}: no such folder; expected the pictures")
-    if data_dir.exists() and not data_dir.is_dir():
-        raise InputError(f"{data_dir}: is a file; expected a folder to write to")
+    _check_folders(images, data_dir)
     at_least_one(num_workers, "--workers")
-    records = read_records(annotation_files, images, captions, merge)
     split_names(records)
     names = list(dict.fromkeys(record.picture for record in records))
-    digests = {"records": records_digest(records), "pictures": pictures_digest(names, images)}
+    digests = digests_of(records, images)
     with side_folder(data_dir, family) as side:
         if (data_dir / "referring" / family).exists() and not overwrite:
             if stored_digests(data_dir, family) != digests:
                 raise InputError(
                     f"{data_dir / 'referring' / family}: holds other records or pictures than these; use --overwrite"
                 )
-            return records
+            return
         take_up(side, data_dir, family)
         pictures = write_pictures(family, side, names, images, digests["pictures"], num_workers)
         write_records(family, side, records, digests["records"], pictures)
         put_in_place(side, data_dir, family)
-    return records
+
+
+def _check_folders(images: Path, data_dir: Path) -> None:
+    if not images.is_dir():
+        raise InputError(f"{images}: no such folder; expected the pictures")
+    if data_dir.exists() and not data_dir.is_dir():
+        raise InputError(f"{data_dir}: is a file; expected a folder to write to")
 
 
 def _summarize(family: str, records: Sequence["Record"]) -> None:

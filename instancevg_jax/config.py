@@ -11,7 +11,7 @@ import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from instancevg_jax.errors import InputError
+from instancevg_jax.errors import InputError, first_line
 
 EMBEDDED = "shapes"  # data.name of the data set that comes with the package
 REMOVED = {  # settings of older versions -> the value at which they did nothing (None: any)
@@ -350,6 +350,20 @@ def load(path: str | Path) -> Config:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     return from_json(text, str(path))
+
+
+def with_values(config: Config, values: typing.Mapping[str, typing.Any]) -> Config:
+    """A copy of `config` with other values, such as {"train.num_epochs": 3}. Raises InputError as `from_json` does."""
+    content = dataclasses.asdict(config)
+    for name, value in values.items():
+        section, _, leaf = name.partition(".")
+        if name not in fields(config):
+            raise InputError(f"{name}: no such setting; see instancevg train --help")
+        content[section][leaf] = value
+    try:
+        return from_json(json.dumps(content), "settings")
+    except TypeError as error:
+        raise InputError(f"settings: {first_line(error)}; expected numbers, strings and tuples of them") from error
 
 
 def fields(config: Config) -> dict[str, tuple[dataclasses.Field, typing.Any]]:

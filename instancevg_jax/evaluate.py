@@ -39,8 +39,8 @@ SWITCHES = {
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    settings = _option(argv, "config") or _stored_config(argv)
-    with_config = [f"--config={settings}", *argv] if settings and _option(argv, "config") is None else argv
+    settings = command_line.option(argv, "config") or _stored_config(argv)
+    with_config = [f"--config={settings}", *argv] if settings and command_line.option(argv, "config") is None else argv
     config, values = command_line.parse(with_config, __doc__ or "", OPTIONS, ("config",), SWITCHES)
     _check_options(config, values)
     sharding.join_processes(str(values["distributed"] or ""))
@@ -77,17 +77,8 @@ def _measure(argv: Sequence[str], config: Config, values: dict[str, Any], output
 
 def _stored_config(argv: Sequence[str]) -> Path | None:
     """The checkpoint's own configuration, if a checkpoint is given."""
-    directory = _option(argv, "checkpoint")
+    directory = command_line.option(argv, "checkpoint")
     return None if directory is None else checkpoint.find_checkpoint(directory) / checkpoint.CONFIG
-
-
-def _option(argv: Sequence[str], name: str) -> str | None:
-    """The value of `--name VALUE` or `--name=VALUE`."""
-    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
-        flag, separator, value = argument.lstrip("-").partition("=")
-        if argument.startswith("-") and flag == name:
-            return value if separator else following
-    return None
 
 
 def _check_options(config: Config, values: dict[str, Any]) -> None:

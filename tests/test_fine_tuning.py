@@ -1,4 +1,4 @@
-"""docs/training.md, "Fine-tuning on your own pictures", step by step, with the tiny network and weights made by the recipe."""
+"""docs/training.md, "Fine-tuning step by step", with the tiny network and weights made by the recipe."""
 
 import dataclasses
 import json

@@ -12,6 +12,7 @@ from data_pipelines.shapes.dataset import TOKENIZER_PATH
 from instancevg_jax import evaluate, predict, train
 from instancevg_jax.checkpoint import load_model
 from instancevg_jax.errors import InputError
+from instancevg_jax.runtime import trees
 
 SMALL = [
     "--config=configs/shapes.py",

@@ -67,7 +67,7 @@ def read(
     problems = Problems() if problems is None else problems
     source = AnnotationFile(Path(path), problems, Path(images) if images else None, captions)
     try:
-        records = [single for record in _read(source) for single in _one_per_expression(record)]
+        records = [single for record in _read(source) for single in one_per_expression(record)]
         return find_pictures(records, source.images, problems) if source.images else records
     except InputError as error:
         message = str(error)
@@ -155,7 +155,8 @@ def _unknown(content: Any) -> str:
     )
 
 
-def _one_per_expression(record: Record) -> list[Record]:
+def one_per_expression(record: Record) -> list[Record]:
+    """A record of a training split itself; of any other split, one record per expression, since evaluation counts each."""
     if is_training(record.split) or len(record.expressions) == 1:
         return [record]
     return [replace(record, id=f"{record.id}/{k}", expressions=(e,)) for k, e in enumerate(record.expressions)]

@@ -12,7 +12,7 @@ from data_pipelines.annotations.reading import read_files
 from data_pipelines.checking.draw import draw
 from data_pipelines.checking.faults import KINDS, Fault, Rules, find, is_note
 from data_pipelines.checking.fixes import Dropped, Repair, fix
-from data_pipelines.checking.pictures import look_at_pictures
+from data_pipelines.checking.pictures import PictureInfo, look_at_pictures
 from data_pipelines.checking.tables import SOURCES, counts_table, faults_table, format_table, level_of
 from data_pipelines.command_line import at_least_one
 from data_pipelines.records import Record, by_split, default_protocol
@@ -29,11 +29,7 @@ def run(args: argparse.Namespace) -> int:
     _check_outputs(args)
     problems = Problems(keep=True)
     records = read_files(args.annotations, problems, images=args.images, captions=args.captions, merge=args.merge)
-    names = list(dict.fromkeys(record.picture for record in records))
-    pictures = look_at_pictures(names, args.images, workers)
-    faults = [Fault("unreadable record", where, "", what) for where, what in problems.found]
-    faults += [Fault("read with a correction", "", where, what) for where, what in problems.notes]
-    faults += find(records, pictures, rules)
+    pictures, faults = examine(records, problems, args.images, rules, workers)
     print(format_table(counts_table(args.family, records, rules.protocol)))
     print(f"published: pictures; source: {SOURCES.get(args.family, 'none known')}")
     print(f"objects: under protocol {rules.protocol}\n")
@@ -53,6 +49,16 @@ def run(args: argparse.Namespace) -> int:
         if not drawn:
             raise InputError(f"--split {args.split}: nothing to draw; expected one of {', '.join(by_split(records))}")
     return 1 if any(not is_note(fault.kind, rules) for fault in faults) else 0
+
+
+def examine(
+    records: Sequence[Record], problems: Problems, images: Path, rules: Rules, num_workers: int
+) -> tuple[dict[str, PictureInfo], list[Fault]]:
+    """Decode the pictures of `records` and find all faults and notes, those of reading (`problems`) included."""
+    pictures = look_at_pictures(list(dict.fromkeys(record.picture for record in records)), images, num_workers)
+    faults = [Fault("unreadable record", where, "", what) for where, what in problems.found]
+    faults += [Fault("read with a correction", "", where, what) for where, what in problems.notes]
+    return pictures, [*faults, *find(records, pictures, rules)]
 
 
 def _rules(args: argparse.Namespace) -> Rules:

@@ -27,6 +27,12 @@ def read_records(files: Sequence[Path], images: Path, captions: str, merge: str)
     return records
 
 
+def digests_of(records: Sequence[Record], images: Path) -> dict[str, str]:
+    """What tells a data set from others, of "records" and of "pictures". Raises InputError as `pictures_digest` does."""
+    names = dict.fromkeys(record.picture for record in records)
+    return {"records": records_digest(records), "pictures": pictures_digest(names, images)}
+
+
 def pictures_digest(names: Iterable[str], folder: Path) -> str:
     """A digest of the names of pictures and the lengths of their files.
 

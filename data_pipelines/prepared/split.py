@@ -1,6 +1,7 @@
 """A prepared data set of referring expressions as a split."""
 
 import functools
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from instancevg_jax.config import Config
 from instancevg_jax.errors import InputError
 from instancevg_jax.inputs.pictures import decode_picture
 from instancevg_jax.inputs.tokenizer import Tokenizer
+from instancevg_jax.runtime.sharding import is_first_process
 from instancevg_jax.types import Batch
 
 
@@ -98,7 +100,7 @@ class ReferringSplit:
 
 
 def open_referring(config: Config, split: str, tokenizer: Tokenizer, length: int) -> ReferringSplit:
-    """`length` > 0: the first items only; 0: all.
+    """`length` > 0: the first items only; 0: all. Warns of a training split in which no record has an object.
 
     Raises InputError if the data set or the split does not exist, and for records that the protocol or the task cannot use.
     """
@@ -106,6 +108,7 @@ def open_referring(config: Config, split: str, tokenizer: Tokenizer, length: int
     height, width = model.image_height, model.image_width
     source = Prepared(data.data_dir, data.name, split)
     _check_use(source, config)
+    _warn_of_nothing(source, config.eval.protocol)
     cache = _cache(data.picture_cache_mb * 10**6, source.digest, height, width) if data.picture_cache_mb else None
     make = Transform(tokenizer, height, width, model.max_tokens, data.max_targets, config.eval.protocol, cache)
     return ReferringSplit(source, make, min(length or len(source), len(source)))
@@ -122,6 +125,15 @@ def _check_use(source: Prepared, config: Config) -> None:
         raise InputError(
             f"{source.split}: record {source.ungrouped} has no group, which the metrics of eval.task 'rrefcoco' need; "
             "prepare the data with an instance_index.json next to the annotations that covers the split"
+        )
+
+
+def _warn_of_nothing(source: Prepared, protocol: str) -> None:
+    if is_training(source.split) and source.with_objects.get(protocol) == 0 and is_first_process():
+        print(
+            f"warning: {source.split}: no record has an object under eval.protocol={protocol}; a model learns from it that "
+            "nothing is ever meant",
+            file=sys.stderr,
         )
 
 

@@ -70,7 +70,7 @@ class Predictor:
             if not directory.is_dir():
                 raise InputError("no checkpoint is given, and this installation lacks the built-in model")
         else:
-            directory = _directory(source)
+            directory = checkpoint_directory(source)
         model, config = checkpoint.load_model(directory)
         predictor = cls.from_model(model, config, checkpoint.load_tokenizer(directory), batch_size=batch_size)
         for note in predictor.notes:
@@ -446,8 +446,11 @@ def _same(one: Any, other: Any) -> bool:
     return str(one) == str(other) if paths else one is other
 
 
-def _directory(source: str | Path) -> Path:
-    """The checkpoint directory of `source`; the converter is imported only for what is not one already."""
+def checkpoint_directory(source: str | Path) -> Path:
+    """The checkpoint directory of a `source` of `Predictor.from_pretrained`, downloaded and converted first where needed.
+
+    The converter is imported only for what is not a checkpoint already. Raises InputError where there is no such source.
+    """
     if not isinstance(source, str | Path):
         raise InputError(f"the checkpoint is {source!r:.80}; expected a path or a name")
     if checkpoint.is_checkpoint(source):

@@ -11,7 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from data_pipelines.splits import Description, Shown, Split
+from data_pipelines.splits import Description, Sample, Split
 from instancevg_jax.answers.draw import Truth, draw_answer, draw_truth
 from instancevg_jax.answers.explain import draw_explanation
 from instancevg_jax.answers.grounding import Grounding
@@ -330,7 +330,7 @@ class _Answer:
     """A record as one model sees it, and its answer."""
 
     model: str
-    shown: Shown
+    shown: Sample
     grounding: Grounding
 
     @property

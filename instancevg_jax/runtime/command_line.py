@@ -4,6 +4,7 @@ CONFIG is a Python file with `get_config` (FILE[:VARIANT]), a config.json that a
 project (NAME[:VARIANT], such as refcoco:large).
 """
 
+import copy
 import difflib
 import importlib
 import importlib.util
@@ -13,6 +14,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
@@ -34,6 +36,7 @@ def parse(
     options: Mapping[str, tuple[str | None, str]],
     required: Sequence[str],
     switches: Mapping[str, str] | None = None,
+    start: Config | None = None,
 ) -> tuple[Config, dict[str, str | bool | None]]:
     """Parse a command line (without the program's name).
 
@@ -43,6 +46,7 @@ def parse(
         options: name -> (default, help) of the command's own string options.
         required: names of the options that must be given, besides --config.
         switches: name -> help of options without a value, which are off unless given.
+        start: the config that overrides apply to where there is no --config.
 
     Returns:
         The config with its overrides, and the values of options and switches.
@@ -55,11 +59,12 @@ def parse(
     spec, argv = _take_config(argv)
     if any(argument in ("-h", "--help", "-help") for argument in argv):
         rows = {**options, **{name: (None, text) for name, text in switches.items()}}
-        print(_help(description, rows, required, load_config(spec) if spec else Config()))
+        print(_help(description, rows, required, load_config(spec) if spec else start or Config()))
         sys.exit(0)
-    if spec is None:
+    if spec is None and start is None:
         raise InputError("--config is required; see --help")
-    config = load_config(spec)
+    config = load_config(spec) if spec is not None else copy.deepcopy(start)
+    assert config
     _check_fields(argv, config)
     values, command = flags.FlagValues(), ["command", *argv]
     config_flags.DEFINE_config_dataclass("config", config, flag_values=values, sys_argv=command)
@@ -114,6 +119,25 @@ def override(config: Config, arguments: Sequence[str]) -> Config:
     assert isinstance(changed, Config)
     configs.check(changed)
     return changed
+
+
+def option(argv: Sequence[str], name: str) -> str | None:
+    """The value of `--name VALUE` or `--name=VALUE`, before `parse`; None if it is not given."""
+    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+        given, separator, value = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and given == name:
+            return value if separator else following
+    return None
+
+
+def overridden(argv: Sequence[str], config: Config) -> dict[str, Any]:
+    """The fields that `argv` overrides, by dotted name, with their values in the parsed `config`."""
+    names = {argument.partition("=")[0].lstrip("-") for argument in argv if argument.startswith("-")}
+    return {
+        name: value
+        for name, (_, value) in configs.fields(config).items()
+        if names & {f"config.{name}", f"noconfig.{name}"}
+    }
 
 
 def _module_of_file(path: Path) -> ModuleType:

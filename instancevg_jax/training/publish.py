@@ -13,6 +13,7 @@ from instancevg_jax import checkpoint
 from instancevg_jax.answers.draw import Truth, draw_grounding
 from instancevg_jax.answers.predictor import Predictor
 from instancevg_jax.evaluation.evaluator import Evaluator, summary
+from instancevg_jax.evaluation.metrics import TASKS
 from instancevg_jax.models.instancevg import InstanceVG
 from instancevg_jax.runtime import sharding
 from instancevg_jax.runtime.console import say
@@ -142,7 +143,8 @@ class Publisher:
         source: Split = self._plan.eval_splits[split]
         shown = [source.show(record) for record in range(min(PICTURES, len(source)))]
         predictor = self._tools(model)[1].with_model(model)
-        groundings = predictor.predict_batch([(s.picture, s.expression) for s in shown])
+        pairs = [(one.picture, one.expression) for one in shown]
+        groundings = predictor.predict_batch(pairs, always_answer=TASKS[self._plan.config.eval.task].always_answers)
         for record, (one, grounding) in enumerate(zip(shown, groundings, strict=True)):
             truth = Truth(one.boxes_xyxy, one.masks)
             picture = draw_grounding(one.picture, grounding, one.expression, truth)

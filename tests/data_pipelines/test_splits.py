@@ -115,6 +115,19 @@ def test_what_the_protocol_or_the_task_would_misread_is_refused(config: Config, 
     assert len(splits.open_split(config, "train", tokenizer)) == 1
 
 
+def test_a_training_split_without_any_object_is_warned_of(config: Config, tmp_path: Path, capsys):
+    lines = [{"image": "0.jpg", "split": s, "expressions": "a", "objects": []} for s in ("train", "val")]
+    (tmp_path / "b.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    tokenizer = splits.load_tokenizer(config)
+    splits.open_split(config, "train", tokenizer)
+    assert "warning" not in capsys.readouterr().err
+    prepare("custom", [tmp_path / "b.jsonl"], tmp_path / "images", tmp_path / "data", overwrite=True)
+    splits.open_split(config, "val", tokenizer)
+    assert "warning" not in capsys.readouterr().err
+    splits.open_split(config, "train", tokenizer)
+    assert "warning: train: no record has an object under eval.protocol=official" in capsys.readouterr().err
+
+
 def test_an_opened_split_serves_batches_names_and_metrics(config: Config):
     source = splits.open_split(config, "train", splits.load_tokenizer(config))
     batch = next(splits.train_batches(config, source))
