@@ -51,7 +51,8 @@ test: setup
 
 # Twenty kills at random moments; meshes of several devices and processes, and a signal to one of them.
 test-training: setup
-	$(BIN)/python -m pytest -n auto -m slow tests/training tests/runtime
+	$(BIN)/python -m pytest -n auto -m slow tests/training/test_never_lose_work.py tests/training/test_train_state.py \
+		tests/runtime/test_sharding.py
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
