@@ -10,17 +10,12 @@ hf://OWNER/REPOSITORY/PATH. torch is not needed. `--config.section.field=value` 
 """
 
 import argparse
-import os
-from collections.abc import Sequence
-from pathlib import Path
 
 from convert import export, hub, official, recognize, rules
 from convert.instancevg import TABLE
 from convert.torch_file import writer
-from instancevg_jax import config as configs
 from instancevg_jax.checkpoint import check_destination
-from instancevg_jax.config import Config
-from instancevg_jax.errors import InputError, run_command
+from instancevg_jax.errors import run_command
 from instancevg_jax.inputs.tokenizer import Tokenizer
 from instancevg_jax.runtime import command_line
 
@@ -28,7 +23,7 @@ from instancevg_jax.runtime import command_line
 def convert_official(args: argparse.Namespace) -> None:
     """Convert a file of the command's kind."""
     check_destination(args.dst)
-    config = _load_config(args.config, args.overrides) if args.config else None
+    config = command_line.override(command_line.load_config(args.config), args.overrides) if args.config else None
     path = hub.local_file(args.src)
     weights = official.read(path, args.ema)
     if not weights.checksums:
@@ -54,17 +49,6 @@ def convert_back(args: argparse.Namespace) -> None:
     print(f"of these, unused by the model: {kept} as converted, {unused - kept} at neutral values (zero)")
 
 
-def _load_config(spec: str, overrides: Sequence[str]) -> Config:
-    """The Config of a .json file, or of a config file's get_config(): "configs/grefcoco.py" or "configs/grefcoco.py:large"."""
-    path = Path(spec.partition(":")[0]).expanduser()
-    exists = os.path.isfile(path)
-    if not exists or path.suffix not in (".json", ".py"):
-        found = "of another kind" if exists else "no such file"
-        raise InputError(f"{path}: {found}; expected a config such as configs/grefcoco.py or a config.json")
-    config = configs.load(path) if path.suffix == ".json" else command_line.load_config(spec)
-    return command_line.override(config, overrides)
-
-
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -78,7 +62,8 @@ def _arguments() -> argparse.Namespace:
         command.add_argument("src", metavar="SRC", help="a file, or hf://OWNER/REPOSITORY/PATH")
         command.add_argument("dst", metavar="DST", help="the checkpoint directory to write")
         command.add_argument(
-            "--config", help="configs/X.py, configs/X.py:large, or a config.json; default: recognized from the file"
+            "--config",
+            help="a config: NAME[:VARIANT], FILE.py[:VARIANT] or a config.json; default: recognized from the file",
         )
         command.add_argument(
             "--tokenizer", help="beit3.spm; default: next to SRC, the config's data.tokenizer, or in the cache"

@@ -223,14 +223,11 @@ def test_hub_offline_says_so(monkeypatch, options, tmp_path):
         run(monkeypatch, "instancevg", "hf://owner/name/a.pth", "dir", *options)
 
 
-def test_config_file_with_a_size(tmp_path):
-    path = tmp_path / "c.py"
-    path.write_text(
-        "from instancevg_jax.config import Config, base, large\n"
-        "def get_config(size='base'):\n    return Config(model={'base': base, 'large': large}[size]())\n"
-    )
-    assert command._load_config(str(path), []).model.width == 768
-    assert command._load_config(f"{path}:large", []).model.width == 1024
+def test_a_config_by_its_name(tmp_path, monkeypatch, options):
+    """The tiny weights are not those of the official config, which is read before them."""
+    writer.write_checkpoint(tmp_path / "x.pth", oracle.state("tiny"))
+    with pytest.raises(InputError, match=r"x\.pth"):
+        run(monkeypatch, "instancevg", tmp_path / "x.pth", tmp_path / "dir", "--config", "refcoco:large", *options[2:])
 
 
 def test_instancevg_of_another_picture_size(tmp_path, monkeypatch, options, capsys):
