@@ -58,9 +58,11 @@ class Model:
     def about(self) -> dict[str, Any]:
         """What the model is, its settings, and example pictures with sentences."""
         config = self._predictor.config
+        network = config.model
+        settings = f"Trained on {config.data.name}; pictures are read at {network.image_width} x {network.image_height} pixels."
         examples = [{"name": name, "sentence": self._scene(name).expression} for name in EXAMPLES]
         return {
-            "description": ". ".join((repr(self._predictor), *self._predictor.notes)),
+            "description": " ".join((*(f"{note[0].upper()}{note[1:]}." for note in self._predictor.notes), settings)),
             "score_threshold": config.eval.score_threshold,
             "mask_merge": config.eval.mask_merge,
             "max_tokens": config.model.max_tokens,
