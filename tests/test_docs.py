@@ -28,6 +28,7 @@ from instancevg_jax import config as configs
 from instancevg_jax.__main__ import COMMANDS
 from instancevg_jax.answers.predictor import DEMO_CHECKPOINT
 from instancevg_jax.runtime import command_line
+from instancevg_jax.training import own_data
 from tests.data_pipelines.make import annotation, generalized, picture
 
 ROOT = Path(__file__).parent.parent
@@ -103,7 +104,9 @@ def sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
-def test_python_of_a_page_runs(page: Path, sandbox: Path):
+def test_python_of_a_page_runs(page: Path, sandbox: Path, monkeypatch: pytest.MonkeyPatch):
+    accepted = inspect.signature(own_data.fine_tune).bind  # tests/training/test_own_data.py trains
+    monkeypatch.setattr(own_data, "fine_tune", accepted)
     if page.name == "data.md":
         prepare("grefcoco", [Path("grefs/instance.json")], Path("train2014"), Path("data/prepared"))
     namespace: dict[str, Any] = {"__name__": "__main__"}
@@ -168,8 +171,8 @@ def test_options_and_settings_of_commands_exist(command: str, monkeypatch: pytes
         assert all(word.startswith("--config.") for word in rest)
         raise Parsed
 
-    def of_config(*args: Any) -> None:
-        real_parse(*args)
+    def of_config(*args: Any, **named: Any) -> None:
+        real_parse(*args, **named)
         raise Parsed
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", of_argparse)
