@@ -21,6 +21,7 @@ import cv2
 import numpy as np
 import pytest
 
+from convert import hub
 from data_pipelines import draw_shapes
 from data_pipelines.prepare import prepare
 from data_pipelines.shapes.dataset import TOKENIZER_PATH
@@ -177,6 +178,7 @@ def test_options_and_settings_of_commands_exist(command: str, monkeypatch: pytes
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", of_argparse)
     monkeypatch.setattr(command_line, "parse", of_config)
+    monkeypatch.setattr(hub, "local_checkpoint", lambda *_: DEMO_CHECKPOINT)  # in place of a download
     monkeypatch.chdir(ROOT)
     with contextlib.suppress(Parsed):
         run(module, arguments)
