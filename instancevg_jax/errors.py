@@ -5,6 +5,7 @@ import os
 import select
 import signal
 import sys
+import threading
 from collections.abc import Callable
 
 
@@ -37,7 +38,7 @@ def run_command(main: Callable[[], None]) -> None:
             if sys.stdout:  # None where it is closed from the start
                 sys.stdout.flush()  # here, so that a full disk or a closed pipe is noticed
     except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would interrupt the orderly end
+        _ignore_ctrl_c()  # a second one would interrupt the orderly end
         _leave("error: interrupted", 130)
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _reader_has_gone():
@@ -46,6 +47,8 @@ def run_command(main: Callable[[], None]) -> None:
         if not cause:
             raise
         _leave(f"error: {' '.join(cause.split())}", 2)
+    finally:
+        _ignore_ctrl_c()  # from here on it would only interrupt the interpreter's end, with a traceback
 
 
 def explain(error: BaseException) -> str:
@@ -58,12 +61,22 @@ def explain(error: BaseException) -> str:
         return f"{os.fsdecode(error.filename)}: {error.strerror}" if error.filename else f"output: {error.strerror}"
     if isinstance(error, MemoryError):
         return f"out of memory ({first_line(error)}); use smaller pictures, a smaller batch or fewer workers"
-    if "RESOURCE_EXHAUSTED" in str(error) and any(c.__name__ == "JaxRuntimeError" for c in type(error).__mro__):
+    if is_device_memory(error):
         return (
             f"out of memory on the device ({first_line(error)}); lower train.batch_size or eval.batch_size, raise "
             "train.accumulate_steps, set model.remat=blocks or model.compute_dtype=bfloat16, or use smaller pictures"
         )
     return ""
+
+
+def _ignore_ctrl_c() -> None:
+    if threading.current_thread() is threading.main_thread():  # only it may set handlers
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def is_device_memory(error: BaseException) -> bool:
+    """Whether JAX reports that the device is out of memory. JAX is not imported for it."""
+    return "RESOURCE_EXHAUSTED" in str(error) and any(c.__name__ == "JaxRuntimeError" for c in type(error).__mro__)
 
 
 def _reader_has_gone() -> bool:

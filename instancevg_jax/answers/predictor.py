@@ -20,7 +20,7 @@ from instancevg_jax import checkpoint
 from instancevg_jax.answers.grounding import Evidence, Grounding
 from instancevg_jax.answers.postprocess import Decision, postprocess, score_queries, to_original_size
 from instancevg_jax.config import EMBEDDED, Config, EvalConfig, check
-from instancevg_jax.errors import InputError, first_line
+from instancevg_jax.errors import InputError, first_line, is_device_memory
 from instancevg_jax.inputs.pictures import Picture, load_picture, prepare_picture
 from instancevg_jax.inputs.text import clean_expression, unknown_words
 from instancevg_jax.inputs.tokenizer import Tokenizer
@@ -466,7 +466,7 @@ def _device_errors(size: int) -> Iterator[None]:
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error) and "out of memory" not in str(error).lower():
+        if not is_device_memory(error):
             raise
         advice = f"use a batch size below {size}" if size > 1 else "use a smaller model or another device"
         raise InputError(
