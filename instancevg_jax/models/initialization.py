@@ -67,48 +67,44 @@ def box_bias(key: Array, shape: Shape, kernel: Shape) -> Array:
     return torch_uniform(key, shape, kernel).at[2:].set(-2.0)
 
 
-def kept(key: Array, shape: Shape, kernel: Shape) -> Array:
-    """Never called: marks a parameter whose module sets its first values."""
-    raise NotImplementedError
-
-
-OFFICIAL: Mapping[str, Draw] = {
-    r"backbone/class_token": zeros,
-    r"backbone/(vision|text)_positions": normal(lambda _: 1.0),
-    r"backbone/text_embed/embedding": normal(lambda table: table[-1] ** -0.5),
-    r"backbone/patch_embed/(kernel|bias)": torch_uniform,
-    r"backbone/blocks/\d+/\w+/(query|key|value|out|fc1|fc2)/kernel": truncated_normal,
-    r"backbone/blocks/\d+/\w+/(query|key|value|out|fc1|fc2)/bias": zeros,
-    r"(image|text)_proj/kernel": torch_uniform,
-    r"(query_positions|class_head|global_mask_head)/(kernel|bias)": torch_uniform,
-    r"existence_head/layers/\d/(kernel|bias)": torch_uniform,
-    r"box_head/layers/(\d/kernel|[01]/bias)": torch_uniform,
-    r"box_head/layers/2/bias": box_bias,
-    r"pyramid/(up4_first|up4_second|up2)/(kernel|bias)": torch_uniform_transposed,
-    r"pyramid/levels/\d/(lateral|conv)/kernel": kaiming_normal_fan_out,
-    r"mask_decoder/stages/\d/conv\d/kernel": torch_uniform,
-    r"queries/mlp/layers/\d/(kernel|bias)": torch_uniform,
-    r"queries/text_to_image/\w+_attention/in_proj/kernel": xavier_uniform,
-    r"queries/text_to_image/\w+_attention/out_proj/kernel": torch_uniform,
-    r"queries/text_to_image/\w+_attention/(in|out)_proj/bias": zeros,
-    r"queries/text_to_image/mlp/fc\d/(kernel|bias)": torch_uniform,
-    r"decoder/reference_points/kernel": xavier_normal,
-    r"decoder/reference_points/bias": zeros,
-    r"decoder/layers/\d+/self_attention/(in|out)_proj/kernel": xavier_uniform,
-    r"decoder/layers/\d+/self_attention/(in|out)_proj/bias": zeros,
-    r"decoder/layers/\d+/cross_attention/(value|output)_proj/kernel": xavier_uniform,
-    r"decoder/layers/\d+/cross_attention/(value|output)_proj/bias": zeros,
-    r"decoder/layers/\d+/cross_attention/(attention_weights/(kernel|bias)|sampling_offsets/kernel)": zeros,
-    r"decoder/layers/\d+/cross_attention/sampling_offsets/bias": kept,
-    r"decoder/layers/\d+/mlp/fc\d/kernel": xavier_uniform,
-    r"decoder/layers/\d+/mlp/fc\d/bias": torch_uniform,
-    r"(.+/)?(\w*norm\d?|norms/\d)/scale": ones,
-    r"(.+/)?(\w*norm\d?|norms/\d)/bias": zeros,
+# Names of parameters as regular expressions, in which a dot stands for itself. None: what the module sets.
+OFFICIAL: Mapping[str, Draw | None] = {
+    r"backbone.class_token": zeros,
+    r"backbone.(vision|text)_positions": normal(lambda _: 1.0),
+    r"backbone.text_embed.embedding": normal(lambda table: table[-1] ** -0.5),
+    r"backbone.patch_embed.(kernel|bias)": torch_uniform,
+    r"backbone.blocks.\d+.\w+.(query|key|value|out|fc1|fc2).kernel": truncated_normal,
+    r"backbone.blocks.\d+.\w+.(query|key|value|out|fc1|fc2).bias": zeros,
+    r"(image|text)_proj.kernel": torch_uniform,
+    r"(query_positions|class_head|global_mask_head).(kernel|bias)": torch_uniform,
+    r"existence_head.layers.\d.(kernel|bias)": torch_uniform,
+    r"box_head.layers.(\d.kernel|[01].bias)": torch_uniform,
+    r"box_head.layers.2.bias": box_bias,
+    r"pyramid.(up4_first|up4_second|up2).(kernel|bias)": torch_uniform_transposed,
+    r"pyramid.levels.\d.(lateral|conv).kernel": kaiming_normal_fan_out,
+    r"mask_decoder.stages.\d.conv\d.kernel": torch_uniform,
+    r"queries.mlp.layers.\d.(kernel|bias)": torch_uniform,
+    r"queries.text_to_image.\w+_attention.in_proj.kernel": xavier_uniform,
+    r"queries.text_to_image.\w+_attention.out_proj.kernel": torch_uniform,
+    r"queries.text_to_image.\w+_attention.(in|out)_proj.bias": zeros,
+    r"queries.text_to_image.mlp.fc\d.(kernel|bias)": torch_uniform,
+    r"decoder.reference_points.kernel": xavier_normal,
+    r"decoder.reference_points.bias": zeros,
+    r"decoder.layers.\d+.self_attention.(in|out)_proj.kernel": xavier_uniform,
+    r"decoder.layers.\d+.self_attention.(in|out)_proj.bias": zeros,
+    r"decoder.layers.\d+.cross_attention.(value|output)_proj.kernel": xavier_uniform,
+    r"decoder.layers.\d+.cross_attention.(value|output)_proj.bias": zeros,
+    r"decoder.layers.\d+.cross_attention.(attention_weights.(kernel|bias)|sampling_offsets.kernel)": zeros,
+    r"decoder.layers.\d+.cross_attention.sampling_offsets.bias": None,
+    r"decoder.layers.\d+.mlp.fc\d.kernel": xavier_uniform,
+    r"decoder.layers.\d+.mlp.fc\d.bias": torch_uniform,
+    r"(\S+.)?(\w*norm\d?|norms.\d).scale": ones,
+    r"(\S+.)?(\w*norm\d?|norms.\d).bias": zeros,
 }
 # The original builds these parts as copies of one module, so the copies start with equal values.
 COPIES: Mapping[str, str] = {
-    r"queries/text_to_image/(self|cross)_attention": "queries/text_to_image/attention",
-    r"decoder/layers/\d+/mlp/(fc\d)/bias": r"decoder/layers/mlp/\1/bias",
+    r"queries.text_to_image.(self|cross)_attention": "queries.text_to_image.attention",
+    r"decoder.layers.\d+.mlp.(fc\d).bias": r"decoder.layers.mlp.\1.bias",
 }
 
 
@@ -118,19 +114,19 @@ def draw_official(model: nnx.Module, key: Array) -> None:
     shapes = {path: param.shape for path, param in params.items()}
     for path, param in params.items():
         draw = rule(path)
-        if draw is not kept:
-            kernel = shapes.get(f"{path.rpartition('/')[0]}/kernel", shapes[path])
+        if draw is not None:
+            kernel = shapes.get(f"{path.rpartition('.')[0]}.kernel", shapes[path])
             param.set_value(draw(jax.random.fold_in(key, _number(path)), shapes[path], kernel))
 
 
 def path_name(path: tuple) -> str:
-    """A parameter's path as one string, "decoder/layers/0/mlp/fc1/kernel"."""
-    return "/".join(map(str, path))
+    """A parameter's name from its path in a module, "decoder.layers.0.mlp.fc1.kernel"."""
+    return ".".join(map(str, path))
 
 
-def rule(path: str) -> Draw:
+def rule(path: str) -> Draw | None:
     """The rule of the parameter at `path`. Raises ValueError unless exactly one pattern matches it."""
-    found = [draw for pattern, draw in OFFICIAL.items() if re.fullmatch(pattern, path)]
+    found = [draw for pattern, draw in OFFICIAL.items() if re.fullmatch(pattern.replace(".", r"\."), path)]
     if len(found) != 1:
         raise ValueError(f"{len(found)} rules of initialization.OFFICIAL match the parameter {path}; expected one")
     return found[0]
@@ -139,5 +135,5 @@ def rule(path: str) -> Draw:
 def _number(path: str) -> int:
     """What stands for a path in its random key: equal for copies."""
     for pattern, name in COPIES.items():
-        path = re.sub(pattern, name, path)
+        path = re.sub(pattern.replace(".", r"\."), name, path)
     return zlib.crc32(path.encode())

@@ -29,70 +29,70 @@ from tests import small
 ORIGINAL = Path(__file__).parent / "original_first_values.json"
 MODELS = {"grefcoco": grefcoco.get_config().model, "refcoco:large": refcoco.get_config("large").model}
 WIDTH = {"grefcoco": 768, "refcoco:large": 1024}
-EXPERT = "backbone/blocks/*/(vision|text)"
-LAYER = "decoder/layers/(0|1|2)"
+EXPERT = "backbone.blocks.*.(vision|text)"
+LAYER = "decoder.layers.(0|1|2)"
 
 # Names; family and scale (bound of "uniform", standard deviation of "normal", value of "constant"). "D" is the backbone's width.
 EXPECTED = [
-    ("backbone/class_token", "constant", 0),
-    ("backbone/(vision|text)_positions", "normal", 1),
-    ("backbone/text_embed/embedding", "normal", "1/sqrt(D)"),
-    ("backbone/patch_embed/(kernel|bias)", "uniform", 1 / math.sqrt(768)),
-    (f"{EXPERT}/(query|key|value|out|fc1|fc2)/kernel", "truncated normal", 0.02),
-    (f"{EXPERT}/(query|key|value|out|fc1|fc2)/bias", "constant", 0),
-    (f"{EXPERT}/(attention|attention_inner|mlp|mlp_inner)_norm/scale", "constant", 1),
-    (f"{EXPERT}/(attention|attention_inner|mlp|mlp_inner)_norm/bias", "constant", 0),
-    ("backbone/(vision|text)_norm/scale", "constant", 1),
-    ("backbone/(vision|text)_norm/bias", "constant", 0),
-    ("(image|text)_proj/kernel", "uniform", "1/sqrt(D)"),
-    ("query_positions/(kernel|bias)", "uniform", 1 / math.sqrt(2)),
-    ("(class_head|global_mask_head)/(kernel|bias)", "uniform", 1 / 16),
-    ("existence_head/layers/(0|1|2)/(kernel|bias)", "uniform", 1 / 16),
-    ("box_head/layers/(0|1|2)/kernel", "uniform", 1 / 16),
-    ("box_head/layers/(0|1)/bias", "uniform", 1 / 16),
-    ("box_head/layers/2/bias", "box bias", 1 / 16),
-    ("pyramid/(up4_first|up2)/(kernel|bias)", "uniform", 1 / math.sqrt(128 * 4)),
-    ("pyramid/up4_second/(kernel|bias)", "uniform", 1 / math.sqrt(64 * 4)),
-    ("pyramid/levels/(0|1|2|3)/lateral/kernel", "normal", math.sqrt(2 / 256)),
-    ("pyramid/levels/(0|1|2|3)/conv/kernel", "normal", math.sqrt(2 / (9 * 256))),
-    ("pyramid/(up4_norm|levels/(0|1|2|3)/(lateral|conv)_norm)/scale", "constant", 1),
-    ("pyramid/(up4_norm|levels/(0|1|2|3)/(lateral|conv)_norm)/bias", "constant", 0),
-    ("mask_decoder/stages/(0|1|2)/conv1/kernel", "uniform", 1 / math.sqrt(9 * 512)),
-    ("mask_decoder/stages/(0|1|2)/conv2/kernel", "uniform", 1 / math.sqrt(9 * 256)),
-    ("mask_decoder/stages/(0|1|2)/norm(1|2)/scale", "constant", 1),
-    ("mask_decoder/stages/(0|1|2)/norm(1|2)/bias", "constant", 0),
-    ("queries/mlp/layers/0/(kernel|bias)", "uniform", 1 / math.sqrt(512)),
-    ("queries/mlp/layers/(1|2)/(kernel|bias)", "uniform", 1 / 16),
-    ("queries/text_to_image/(self|cross)_attention/in_proj/kernel", "uniform", math.sqrt(6 / (256 + 768))),
-    ("queries/text_to_image/(self|cross)_attention/out_proj/kernel", "uniform", 1 / 16),
-    ("queries/text_to_image/(self|cross)_attention/(in_proj|out_proj)/bias", "constant", 0),
-    ("queries/text_to_image/mlp/fc1/(kernel|bias)", "uniform", 1 / 16),
-    ("queries/text_to_image/mlp/fc2/(kernel|bias)", "uniform", 1 / math.sqrt(512)),
-    ("queries/text_to_image/(norms/(0|1|2)|final_norm)/scale", "constant", 1),
-    ("queries/text_to_image/(norms/(0|1|2)|final_norm)/bias", "constant", 0),
-    ("decoder/reference_points/kernel", "normal", math.sqrt(2 / (256 + 2))),
-    ("decoder/reference_points/bias", "constant", 0),
-    (f"{LAYER}/self_attention/in_proj/kernel", "uniform", math.sqrt(6 / (256 + 768))),
-    (f"{LAYER}/self_attention/out_proj/kernel", "uniform", math.sqrt(6 / (256 + 256))),
-    (f"{LAYER}/self_attention/(in_proj|out_proj)/bias", "constant", 0),
-    (f"{LAYER}/cross_attention/(value_proj|output_proj)/kernel", "uniform", math.sqrt(6 / (256 + 256))),
-    (f"{LAYER}/cross_attention/(value_proj|output_proj)/bias", "constant", 0),
-    (f"{LAYER}/cross_attention/attention_weights/(kernel|bias)", "constant", 0),
-    (f"{LAYER}/cross_attention/sampling_offsets/kernel", "constant", 0),
-    (f"{LAYER}/cross_attention/sampling_offsets/bias", "ring", 4),
-    (f"{LAYER}/mlp/(fc1|fc2)/kernel", "uniform", math.sqrt(6 / (256 + 1024))),
-    (f"{LAYER}/mlp/fc1/bias", "uniform", 1 / 16),
-    (f"{LAYER}/mlp/fc2/bias", "uniform", 1 / 32),
-    (f"{LAYER}/norms/(0|1|2)/scale", "constant", 1),
-    (f"{LAYER}/norms/(0|1|2)/bias", "constant", 0),
+    ("backbone.class_token", "constant", 0),
+    ("backbone.(vision|text)_positions", "normal", 1),
+    ("backbone.text_embed.embedding", "normal", "1/sqrt(D)"),
+    ("backbone.patch_embed.(kernel|bias)", "uniform", 1 / math.sqrt(768)),
+    (f"{EXPERT}.(query|key|value|out|fc1|fc2).kernel", "truncated normal", 0.02),
+    (f"{EXPERT}.(query|key|value|out|fc1|fc2).bias", "constant", 0),
+    (f"{EXPERT}.(attention|attention_inner|mlp|mlp_inner)_norm.scale", "constant", 1),
+    (f"{EXPERT}.(attention|attention_inner|mlp|mlp_inner)_norm.bias", "constant", 0),
+    ("backbone.(vision|text)_norm.scale", "constant", 1),
+    ("backbone.(vision|text)_norm.bias", "constant", 0),
+    ("(image|text)_proj.kernel", "uniform", "1/sqrt(D)"),
+    ("query_positions.(kernel|bias)", "uniform", 1 / math.sqrt(2)),
+    ("(class_head|global_mask_head).(kernel|bias)", "uniform", 1 / 16),
+    ("existence_head.layers.(0|1|2).(kernel|bias)", "uniform", 1 / 16),
+    ("box_head.layers.(0|1|2).kernel", "uniform", 1 / 16),
+    ("box_head.layers.(0|1).bias", "uniform", 1 / 16),
+    ("box_head.layers.2.bias", "box bias", 1 / 16),
+    ("pyramid.(up4_first|up2).(kernel|bias)", "uniform", 1 / math.sqrt(128 * 4)),
+    ("pyramid.up4_second.(kernel|bias)", "uniform", 1 / math.sqrt(64 * 4)),
+    ("pyramid.levels.(0|1|2|3).lateral.kernel", "normal", math.sqrt(2 / 256)),
+    ("pyramid.levels.(0|1|2|3).conv.kernel", "normal", math.sqrt(2 / (9 * 256))),
+    ("pyramid.(up4_norm|levels.(0|1|2|3).(lateral|conv)_norm).scale", "constant", 1),
+    ("pyramid.(up4_norm|levels.(0|1|2|3).(lateral|conv)_norm).bias", "constant", 0),
+    ("mask_decoder.stages.(0|1|2).conv1.kernel", "uniform", 1 / math.sqrt(9 * 512)),
+    ("mask_decoder.stages.(0|1|2).conv2.kernel", "uniform", 1 / math.sqrt(9 * 256)),
+    ("mask_decoder.stages.(0|1|2).norm(1|2).scale", "constant", 1),
+    ("mask_decoder.stages.(0|1|2).norm(1|2).bias", "constant", 0),
+    ("queries.mlp.layers.0.(kernel|bias)", "uniform", 1 / math.sqrt(512)),
+    ("queries.mlp.layers.(1|2).(kernel|bias)", "uniform", 1 / 16),
+    ("queries.text_to_image.(self|cross)_attention.in_proj.kernel", "uniform", math.sqrt(6 / (256 + 768))),
+    ("queries.text_to_image.(self|cross)_attention.out_proj.kernel", "uniform", 1 / 16),
+    ("queries.text_to_image.(self|cross)_attention.(in_proj|out_proj).bias", "constant", 0),
+    ("queries.text_to_image.mlp.fc1.(kernel|bias)", "uniform", 1 / 16),
+    ("queries.text_to_image.mlp.fc2.(kernel|bias)", "uniform", 1 / math.sqrt(512)),
+    ("queries.text_to_image.(norms.(0|1|2)|final_norm).scale", "constant", 1),
+    ("queries.text_to_image.(norms.(0|1|2)|final_norm).bias", "constant", 0),
+    ("decoder.reference_points.kernel", "normal", math.sqrt(2 / (256 + 2))),
+    ("decoder.reference_points.bias", "constant", 0),
+    (f"{LAYER}.self_attention.in_proj.kernel", "uniform", math.sqrt(6 / (256 + 768))),
+    (f"{LAYER}.self_attention.out_proj.kernel", "uniform", math.sqrt(6 / (256 + 256))),
+    (f"{LAYER}.self_attention.(in_proj|out_proj).bias", "constant", 0),
+    (f"{LAYER}.cross_attention.(value_proj|output_proj).kernel", "uniform", math.sqrt(6 / (256 + 256))),
+    (f"{LAYER}.cross_attention.(value_proj|output_proj).bias", "constant", 0),
+    (f"{LAYER}.cross_attention.attention_weights.(kernel|bias)", "constant", 0),
+    (f"{LAYER}.cross_attention.sampling_offsets.kernel", "constant", 0),
+    (f"{LAYER}.cross_attention.sampling_offsets.bias", "ring", 4),
+    (f"{LAYER}.mlp.(fc1|fc2).kernel", "uniform", math.sqrt(6 / (256 + 1024))),
+    (f"{LAYER}.mlp.fc1.bias", "uniform", 1 / 16),
+    (f"{LAYER}.mlp.fc2.bias", "uniform", 1 / 32),
+    (f"{LAYER}.norms.(0|1|2).scale", "constant", 1),
+    (f"{LAYER}.norms.(0|1|2).bias", "constant", 0),
 ]
 # Copies of one module in the original: equal first values.
 EQUAL = [
     *(
-        [f"queries/text_to_image/{which}_attention/{name}/kernel" for which in ("self", "cross")]
+        [f"queries.text_to_image.{which}_attention.{name}.kernel" for which in ("self", "cross")]
         for name in ("in_proj", "out_proj")
     ),
-    *([f"decoder/layers/{i}/mlp/{name}/bias" for i in range(3)] for name in ("fc1", "fc2")),
+    *([f"decoder.layers.{i}.mlp.{name}.bias" for i in range(3)] for name in ("fc1", "fc2")),
 ]
 
 
@@ -134,7 +134,7 @@ def test_every_parameter_is_listed(config):
     names = shapes(MODELS[config])
     for name in names:
         expected(name, WIDTH[config])
-    first_block = {re.sub(r"blocks/\d+", "blocks/0", name) for name in names}
+    first_block = {re.sub(r"blocks.\d+", "blocks.0", name) for name in names}
     assert first_block == set(drawn(config))
     for pattern, *_ in EXPECTED:
         assert any(re.fullmatch(pattern.replace("*", r"\d+"), name) for name in names), f"{pattern} names nothing"
@@ -159,9 +159,9 @@ def test_first_values_have_the_stated_distribution(config):
             np.testing.assert_allclose(pattern[3], np.broadcast_to(steps * [-1, 1], (4, 4, 2)), atol=1e-6)
         else:
             stated, count = distribution(family, scale), len(values)
-            low, high = stated.support()
+            low, high = map(np.float32, stated.support())  # as the values are stored
             assert low <= values.min(), name
-            assert values.max() <= high * (1 + 1e-6), name
+            assert values.max() <= high, name
             assert abs(values.mean()) <= 5 * stated.std() / math.sqrt(count), name
             if count >= 100:
                 assert abs(values.std() / stated.std() - 1) <= 5 / math.sqrt(2 * count), name
@@ -175,7 +175,7 @@ def test_the_original_has_the_stated_distribution():
     original = json.loads(ORIGINAL.read_text())
     probabilities = np.array([0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99])
     for name, values in drawn("grefcoco").items():
-        least, most, mean, std, *quantiles = original.pop(source_key(name.replace("/", "."), TABLE)[0])
+        least, most, mean, std, *quantiles = original.pop(source_key(name, TABLE)[0])
         family, scale = expected(name, 768)
         if family in ("constant", "ring", "box bias"):
             low, high = values.min(), (scale if family == "box bias" else values.max())
@@ -202,7 +202,7 @@ def test_copies_start_equal_and_nothing_else_does():
         assert all(np.array_equal(values[first], values[other]) for other in others)
     seen = {}
     for name, value in values.items():
-        if value.std() and name not in copies and not name.endswith("sampling_offsets/bias"):
+        if value.std() and name not in copies and not name.endswith("sampling_offsets.bias"):
             other = seen.setdefault(value.tobytes(), name)
             assert other == name, f"{name} equals {other}"
 
@@ -217,8 +217,8 @@ def test_a_seed_decides_every_value():
 
 
 def test_a_parameter_without_a_rule_is_refused():
-    with pytest.raises(ValueError, match=r"0 rules of initialization\.OFFICIAL match the parameter new_head/kernel"):
-        initialization.rule("new_head/kernel")
+    with pytest.raises(ValueError, match=r"0 rules of initialization\.OFFICIAL match the parameter new_head.kernel"):
+        initialization.rule("new_head.kernel")
 
 
 @pytest.mark.parametrize(("initialization", "near_and_alike_first"), [("local", True), ("normal", False)])
@@ -255,7 +255,7 @@ def print_table() -> None:
             values = drawn(config)[name]
             figures = f"{values.mean():11.5f}{values.std():10.5f}{values.min():10.5f}{values.max():10.5f}"
             size = " x ".join(map(str, shape))
-            print(f"{name.replace('blocks/0', 'blocks/*'):62}{size:>20}  {f'{family} {scale:.5f}':>24}{figures}")
+            print(f"{name.replace('blocks.0', 'blocks.*'):62}{size:>20}  {f'{family} {scale:.5f}':>24}{figures}")
 
 
 if __name__ == "__main__":
