@@ -10,9 +10,6 @@ The latter two need playwright and Chromium. `make demo` writes the report.
 import argparse
 import io
 import shutil
-import socket
-import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +24,9 @@ from instancevg_jax.answers.draw import BAR, draw_grounding
 from instancevg_jax.answers.predictor import Predictor
 from instancevg_jax.errors import InputError, run_command
 from instancevg_jax.files import write_atomically
+from instancevg_jax.serving.app import Limits, create_app
+from instancevg_jax.serving.model import Model
+from instancevg_jax.serving.server import running
 
 SCENES = (15, 41, 107)  # of split test, level full: one object, several, none
 SIDE, GAP, WIDTH = 480, 12, 1152  # pixels
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         page = browser.new_page(viewport=WINDOW)
         page.goto(args.report.resolve().as_uri())
         _write(args.output / "report.png", _photograph(page))
-        with _served(predictor) as address:
+        with running(create_app(Model(predictor), Limits())) as address:
             page.goto(address)
             page.click("#examples button")
             page.wait_for_function("document.querySelector('#answers').innerText.includes('object')", timeout=60_000)
@@ -85,27 +85,6 @@ def _browser() -> Iterator[Any]:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         yield browser
         browser.close()
-
-
-@contextmanager
-def _served(predictor: Predictor) -> Iterator[str]:
-    """The address of the page, while it is served."""
-    import uvicorn
-
-    from instancevg_jax.serving.app import Limits, create_app
-    from instancevg_jax.serving.model import Model
-
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(create_app(Model(predictor), Limits()), port=port, log_level="warning"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.02)
-    yield f"http://127.0.0.1:{port}"
-    server.should_exit = True
-    thread.join(10)
 
 
 def _photograph(page: Any) -> Image.Image:

@@ -18,10 +18,11 @@ ROOMS = [
     "answers",
     "evaluation",
     "training",
+    "serving",
     "front doors",
 ]
 DATA_PIPELINES_MAY_USE = {"ground floor", "pickles", "runtime", "inputs"}
-MAY_USE_DATA_PIPELINES = {"evaluation", "training", "front doors"}
+MAY_USE_DATA_PIPELINES = {"evaluation", "training", "serving", "front doors"}
 LARGEST_FOLDER = 13  # modules
 
 

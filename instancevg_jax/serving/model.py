@@ -60,7 +60,10 @@ class Model:
         config = self._predictor.config
         network = config.model
         settings = f"Trained on {config.data.name}; pictures are read at {network.image_width} x {network.image_height} pixels."
-        examples = [{"name": name, "sentence": self._scene(name).expression} for name in EXAMPLES]
+        examples = [
+            {"name": name, "sentence": _scenes(split).describe(index).expression}
+            for name, (split, index) in EXAMPLES.items()
+        ]
         return {
             "description": " ".join((*(f"{note[0].upper()}{note[1:]}." for note in self._predictor.notes), settings)),
             "score_threshold": config.eval.score_threshold,
@@ -73,12 +76,9 @@ class Model:
         """An example picture as PNG, None for an unknown name."""
         if name not in EXAMPLES:
             return None
-        _, data = cv2.imencode(".png", cv2.cvtColor(self._scene(name).image, cv2.COLOR_RGB2BGR))
-        return data.tobytes()
-
-    def _scene(self, name: str) -> Any:
         split, index = EXAMPLES[name]
-        return ShapesDataset(split, "basic", (96, 96))[index]
+        _, data = cv2.imencode(".png", cv2.cvtColor(_scenes(split)[index].image, cv2.COLOR_RGB2BGR))
+        return data.tobytes()
 
     def _to_json(self, question: Question, grounding: Grounding) -> dict[str, Any]:
         """`grounding` holds every query, and the global mask as its merged mask."""
@@ -94,6 +94,10 @@ class Model:
             return {**grounding.to_json(), "global_mask": run_lengths(grounding.mask), "heat": heat}
         threshold = settings.score_threshold if question.score_threshold is None else question.score_threshold
         return above(grounding, threshold, settings.mask_merge).to_json()
+
+
+def _scenes(split: str) -> ShapesDataset:
+    return ShapesDataset(split, "basic", (96, 96))
 
 
 def above(grounding: Grounding, threshold: float, merge: str) -> Grounding:

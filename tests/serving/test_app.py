@@ -3,19 +3,19 @@
 import asyncio
 import io
 import socket
-import threading
-import time
 
 import numpy as np
 import pytest
-import uvicorn
 from fastapi.testclient import TestClient
 from PIL import Image
 
 from data_pipelines.shapes.dataset import ShapesDataset
+from instancevg_jax import serve
 from instancevg_jax.answers.predictor import Predictor
+from instancevg_jax.errors import InputError
 from instancevg_jax.serving.app import Limits, create_app
 from instancevg_jax.serving.model import Model
+from instancevg_jax.serving.server import running
 
 SCENE = ShapesDataset("test", "basic", (96, 96))[7]  # "three green circles"
 
@@ -86,7 +86,7 @@ def test_bad_requests_get_one_sentence(client, sentences, fields, status, says):
 def test_pages_and_counters(client):
     assert client.get("/health").json() == {"status": "ok"}
     assert "drawn shapes" in client.get("/v1/model").json()["description"]
-    assert "<canvas" in client.get("/").text or "canvas" in client.get("/").text
+    assert '<form id="ask">' in client.get("/").text
     for example in client.get("/v1/model").json()["examples"]:
         assert Image.open(io.BytesIO(client.get(f"/examples/{example['name']}").content)).size == (96, 96)
     assert client.get("/examples/x.png").status_code == 404
@@ -96,19 +96,9 @@ def test_pages_and_counters(client):
 
 @pytest.fixture
 def server(predictor):
-    """A real server on a free port, with short limits."""
-    app = create_app(Model(predictor), Limits(body_seconds=1.0, waiting=3))
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.02)
-    yield port
-    server.should_exit = True
-    thread.join(10)
+    """A real server with short limits; its port."""
+    with running(create_app(Model(predictor), Limits(body_seconds=1.0, waiting=3))) as address:
+        yield int(address.rpartition(":")[2])
 
 
 HEAD = b"POST /v1/ground HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\nContent-Length: 1000\r\n\r\n"
@@ -138,3 +128,15 @@ def test_too_many_at_once_are_refused_and_the_others_answered(server):
 
     statuses = asyncio.run(many())
     assert set(statuses) == {200, 429}
+
+
+def test_bad_options_are_one_line(server):
+    for arguments, says in (
+        (["--port", str(server)], f"--port {server}: cannot listen there"),
+        (["--port", "99999"], "--port 99999: cannot listen there"),
+        (["--host", "no.such.host.invalid"], "--host no.such.host.invalid --port 8000: cannot listen there"),
+        (["--max-seconds", "nan"], "--max-seconds is nan; expected a number above 0"),
+        (["--max-waiting", "0"], "--max-waiting is 0; expected a number above 0"),
+    ):
+        with pytest.raises(InputError, match=says):
+            serve.main(arguments)

@@ -1,17 +1,14 @@
 """The page in headless Chromium: ask, see the answer, move the threshold; a wrong file; a phone's width."""
 
 import shutil
-import socket
-import threading
-import time
 
 import numpy as np
 import pytest
-import uvicorn
 
 from instancevg_jax.answers.predictor import Predictor
 from instancevg_jax.serving.app import Limits, create_app
 from instancevg_jax.serving.model import Model
+from instancevg_jax.serving.server import running
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -20,18 +17,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="the
 
 @pytest.fixture(scope="module")
 def address():
-    app = create_app(Model(Predictor.from_pretrained(batch_size=4)), Limits())
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.02)
-    yield f"http://127.0.0.1:{port}"
-    server.should_exit = True
-    thread.join(10)
+    with running(create_app(Model(Predictor.from_pretrained(batch_size=4)), Limits())) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,43 @@
+"""Running the application with uvicorn: in the foreground for the command, in a thread for notebooks, tests and benchmarks."""
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvicorn
+from fastapi import FastAPI
+
+from instancevg_jax.errors import InputError
+
+CONNECTIONS = 256  # open at the same time; beyond, the answer is 503
+IDLE_SECONDS = 10
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens on the address; port 0 is any free one. Raises InputError if that is not possible."""
+    try:
+        return socket.create_server((host, port))
+    except (OSError, OverflowError) as error:
+        reason = (isinstance(error, OSError) and error.strerror) or error
+        raise InputError(f"--host {host} --port {port}: cannot listen there ({reason})") from error
+
+
+def server_of(app: FastAPI) -> uvicorn.Server:
+    """A server that has not started; `run(sockets=[...])` blocks until it ends."""
+    return uvicorn.Server(
+        uvicorn.Config(app, log_level="warning", timeout_keep_alive=IDLE_SECONDS, limit_concurrency=CONNECTIONS)
+    )
+
+
+@contextmanager
+def running(app: FastAPI) -> Iterator[str]:
+    """Serve the application on a free port of 127.0.0.1 in a thread. Yields its address."""
+    server, listening = server_of(app), listen("127.0.0.1", 0)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(10)
