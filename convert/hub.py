@@ -176,8 +176,10 @@ def _download(name: str, known: Known) -> Path:
         files = hub.HfApi().list_repo_files(known.repository)
         found = [file for file in files if PurePosixPath(file).name == known.file]
         if len(found) != 1:
-            raise InputError(f"{len(found)} files {known.file} in {known.repository}; expected one")
+            raise InputError(f"{name}: {len(found)} files {known.file} in {known.repository}; expected one")
         return Path(hub.hf_hub_download(known.repository, found[0]))
+    except InputError:
+        raise
     except Exception as error:  # its own, and those of whichever library it sends requests with
         weights = f"hf download {known.repository} --include '*{known.file}' --local-dir weights"
         raise InputError(

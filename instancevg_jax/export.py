@@ -16,7 +16,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command. Raises InputError for whatever is wrong with its arguments or the files they name."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--checkpoint", help="checkpoint directory or run folder; without it, the built-in model of drawn shapes"
+        "--checkpoint",
+        help="checkpoint directory, run folder, official file or name; default: the built-in model of drawn shapes",
     )
     parser.add_argument("--output", required=True, type=Path, help="folder to write; it must not exist")
     parser.add_argument(
@@ -25,12 +26,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     from instancevg_jax.answers.export import write_stablehlo
-    from instancevg_jax.answers.predictor import DEMO_CHECKPOINT
-    from instancevg_jax.checkpoint import find_checkpoint, load_model
+    from instancevg_jax.answers.predictor import DEMO_CHECKPOINT, checkpoint_directory
+    from instancevg_jax.checkpoint import load_model, load_tokenizer
 
-    directory = find_checkpoint(args.checkpoint or DEMO_CHECKPOINT)
+    directory = checkpoint_directory(args.checkpoint or DEMO_CHECKPOINT)
     model, config = load_model(directory)
-    tokenizer = (directory / "tokenizer.spm").read_bytes()
+    tokenizer = load_tokenizer(directory).model_bytes
     write_stablehlo(model, config, tokenizer, args.output, tuple(args.platforms.split(",")))
     print(f'{args.output}: try it with: python {args.output}/run.py PICTURE "SENTENCE"')
 
