@@ -10,11 +10,11 @@ The same in steps:
     instancevg prepare custom --annotations cleaned.jsonl --images pictures --data-dir data/prepared
     instancevg train --config configs/custom.py:base --workdir runs/mine
 
-"small" trains 29 million parameters from scratch on 192 x 192 pictures: on one GPU of 4 GB, or slowly on CPUs. Without
+"small" trains 29 million parameters from scratch on 192 x 192 pictures: on one GPU, or slowly on CPUs. Without
 pretrained weights it knows only the words and things of your data; take it to try your data out, or for simple pictures.
 
-"base" fine-tunes a network of the official size on 320 x 320 pictures, in bfloat16 and with recomputation so that one GPU of
-12 GB is enough. It starts from gRefCOCO's official weights; convert them to weights/grefcoco first (docs/weights.md).
+"base" fine-tunes a network of the official size on 320 x 320 pictures, in bfloat16 and with recomputation, which save memory
+(docs/training.md). It starts from gRefCOCO's official weights; convert them to weights/grefcoco first (docs/weights.md).
 
 Both follow protocol "strict", which uses objects that have only a box or only a mask. If no object of your data has a mask,
 fine-tune with --config.loss.dice=0 --config.loss.bce=0, so that it is not taught that objects are boxes. Splits `train` and
