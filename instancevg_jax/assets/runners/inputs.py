@@ -12,6 +12,7 @@ BOS, PAD, EOS, UNK = 0, 1, 2, 3
 
 
 def load_settings(folder: Path) -> dict:
+    """The settings that were exported with the program."""
     return json.loads((folder / "settings.json").read_text())
 
 
