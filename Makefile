@@ -47,7 +47,7 @@ long: setup
 # The parity tests by themselves, compiled as users' programs are (see tests/quickly.py); those of a file share compiled programs.
 test: setup
 	$(BIN)/python -m pytest -n auto --dist loadfile tests/parity
-	$(BIN)/python -m pytest -n auto --ignore=tests/parity
+	$(BIN)/python -m pytest -n auto --dist worksteal --ignore=tests/parity
 
 # Twenty kills at random moments; meshes of several devices and processes, and a signal to one of them.
 test-training: setup
