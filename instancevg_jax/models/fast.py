@@ -5,9 +5,11 @@ platform, `jax.lax.platform_dependent` chooses it, so a program exported for ano
 """
 
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 
@@ -211,43 +213,81 @@ def _convolve(x: Array, kernel: Array) -> Array:
 
 @jax.custom_vjp
 def conv3x3(x: Float[Array, "B h w A"], kernel: Float[Array, "3 3 A Z"]) -> Float[Array, "B h w Z"]:
-    """A 3 x 3 convolution with zero padding. On CPU each gradient is a single matrix product, where XLA's own is slow."""
-    return _convolve(x, kernel)
+    """A 3 x 3 convolution with zero padding.
+
+    On CPU it is computed with Winograd's F(2 x 2, 3 x 3), and so are its gradients: 16 multiplications for 2 x 2 outputs instead
+    of 36, as products of matrices. Not in bfloat16, in which the sums before the products would lose digits. Source: Lavin and Gray
+    2015, arXiv:1509.09308.
+    """
+    if x.dtype == jnp.bfloat16:
+        return _convolve(x, kernel)
+    return jax.lax.platform_dependent(x, kernel, cpu=_winograd, default=_convolve)
 
 
 def _conv3x3_backward(saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
-    def products(x, kernel, grad):
-        return _conv3x3_grad_x(kernel, grad), _conv3x3_grad_kernel(x, grad)
+    def winograd(x, kernel, grad):
+        return _winograd(grad, kernel[::-1, ::-1].swapaxes(2, 3)), _winograd_grad_kernel(x, grad)
 
     def convolutions(x, kernel, grad):
         return jax.vjp(_convolve, x, kernel)[1](grad)
 
-    return jax.lax.platform_dependent(*saved, grad, cpu=products, default=convolutions)
+    if grad.dtype == jnp.bfloat16:
+        return convolutions(*saved, grad)
+    return jax.lax.platform_dependent(*saved, grad, cpu=winograd, default=convolutions)
 
 
-def _conv3x3_grad_x(kernel: Array, grad: Array) -> Array:
-    """One product with three shifts of the gradient along x gives the parts of three rows, which are shifted and added."""
-    height, (_, _, inputs, outputs) = grad.shape[1], kernel.shape
-    matrix = kernel.transpose(1, 3, 0, 2).reshape(3 * outputs, 3 * inputs)
-    rows = _shifted(grad, 2, (2, 1, 0)).reshape(-1, 3 * outputs) @ matrix
-    rows = jnp.pad(rows.reshape(*grad.shape[:3], 3, inputs), ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)))
-    first, second, third = (rows[:, 2 - i : 2 - i + height, :, i] for i in range(3))
-    return first + second + third
+conv3x3.defvjp(lambda x, kernel: (conv3x3(x, kernel), (x, kernel)), _conv3x3_backward)
+
+# Three numbers of a kernel to the four that are multiplied.
+_KERNEL_TO_FOUR = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
 
 
-def _conv3x3_grad_kernel(x: Array, grad: Array) -> Array:
-    """One product of three shifts of x along x with three shifts of the gradient along y."""
+def _winograd(x: Array, kernel: Array) -> Array:
+    batch, height, width, _ = x.shape
+    weights = jnp.einsum(
+        "ia,jb,abcz->ijcz", _KERNEL_TO_FOUR, _KERNEL_TO_FOUR, kernel, preferred_element_type=kernel.dtype
+    )
+    tiles = [
+        [columns.reshape(-1, x.shape[-1]) for columns in _inputs_to_four(rows, 2)] for rows in _inputs_to_four(x, 1)
+    ]
+    rows = [_four_to_outputs([tiles[i][j] @ weights[i, j] for j in range(4)]) for i in range(4)]
+    columns = [_four_to_outputs([rows[i][j] for i in range(4)]) for j in range(2)]
+    y = jnp.stack([jnp.stack([columns[j][i] for j in range(2)]) for i in range(2)])  # [2, 2, tiles, Z]
+    y = y.reshape(2, 2, batch, (height + 1) // 2, (width + 1) // 2, -1).transpose(2, 3, 0, 4, 1, 5)
+    return y.reshape(batch, height + height % 2, width + width % 2, -1)[:, :height, :width]
+
+
+def _winograd_grad_kernel(x: Array, grad: Array) -> Array:
     inputs, outputs = x.shape[-1], grad.shape[-1]
-    columns, rows = _shifted(x, 2, (0, 1, 2)), _shifted(grad, 1, (2, 1, 0))
-    flat = columns.reshape(-1, 3 * inputs).T @ rows.reshape(-1, 3 * outputs)
-    return flat.reshape(3, inputs, 3, outputs).transpose(2, 0, 1, 3)
+    products = [
+        a.reshape(-1, inputs).T @ b.reshape(-1, outputs)
+        for x_rows, grad_rows in zip(_inputs_to_four(x, 1), _outputs_to_four(grad, 1), strict=True)
+        for a, b in zip(_inputs_to_four(x_rows, 2), _outputs_to_four(grad_rows, 2), strict=True)
+    ]
+    products = jnp.stack(products).reshape(4, 4, inputs, outputs)
+    return jnp.einsum("ia,jb,ijcz->abcz", _KERNEL_TO_FOUR, _KERNEL_TO_FOUR, products, preferred_element_type=grad.dtype)
 
 
-def _shifted(x: Array, axis: int, starts: tuple[int, int, int]) -> Array:
-    """Three copies side by side in the channels, each cut from x with a zero at either end of `axis`, from `starts` on."""
-    padded = jnp.pad(x, [(1, 1) if i == axis else (0, 0) for i in range(x.ndim)])
-    parts = [jax.lax.slice_in_dim(padded, start, start + x.shape[axis], axis=axis) for start in starts]
-    return jnp.concatenate(parts, axis=-1)
+def _inputs_to_four(x: Array, axis: int) -> list[Array]:
+    """Of every two places along `axis` and their neighbours, the four sums that are multiplied."""
+    size = (x.shape[axis] + 1) // 2
+    zeros = [(1, 1 + x.shape[axis] % 2) if i == axis else (0, 0) for i in range(x.ndim)]
+    a, b, c, d = (_every_second(jnp.pad(x, zeros), axis, start, size) for start in range(4))
+    return [a - c, b + c, c - b, b - d]
 
 
-conv3x3.defvjp(lambda x, kernel: (_convolve(x, kernel), (x, kernel)), _conv3x3_backward)
+def _outputs_to_four(grad: Array, axis: int) -> list[Array]:
+    """The transpose of `_four_to_outputs`, for every two places along `axis`."""
+    size = (grad.shape[axis] + 1) // 2
+    zeros = [(0, grad.shape[axis] % 2) if i == axis else (0, 0) for i in range(grad.ndim)]
+    a, b = (_every_second(jnp.pad(grad, zeros), axis, start, size) for start in range(2))
+    return [a, a + b, a - b, -b]
+
+
+def _four_to_outputs(products: Sequence[Array]) -> list[Array]:
+    a, b, c, d = products
+    return [a + b + c, b - c - d]
+
+
+def _every_second(x: Array, axis: int, start: int, size: int) -> Array:
+    return jax.lax.slice_in_dim(x, start, start + 2 * size - 1, stride=2, axis=axis)

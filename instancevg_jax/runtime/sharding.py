@@ -82,6 +82,8 @@ def place(tree, mesh: Mesh):
     """A tree of which every process has a full copy (numpy or local arrays) as global arrays, sharded by `split_sharding`."""
 
     def put(leaf, sharding: NamedSharding) -> jax.Array:
+        if jax.process_count() == 1:
+            return jax.device_put(leaf, sharding)  # no copy of what is there already
         array = np.asarray(leaf)
         return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 

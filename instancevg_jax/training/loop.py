@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 from flax import nnx
 
 from data_pipelines import splits
@@ -17,6 +18,7 @@ from instancevg_jax.config import Config
 from instancevg_jax.files import write_atomically
 from instancevg_jax.models.instancevg import InstanceVG
 from instancevg_jax.runtime import sharding
+from instancevg_jax.runtime.allocator import release_freed_memory
 from instancevg_jax.runtime.console import say
 from instancevg_jax.training import optim, train_state
 from instancevg_jax.training.log import RunLog
@@ -49,12 +51,12 @@ def train(config: Config, workdir: Path, command: Sequence[str] = (), profile: i
     config, settings = plan.config, plan.config.train
     check_profile(profile, plan.num_steps)
     batches = splits.train_batches(config, plan.train_split)
-    graph, params, stats = train_state.split_model(_initial_model(config))
+    graph, params, stats = train_state.split_model(nnx.eval_shape(lambda: _new_model(config)))
     lengths = {"steps_per_epoch": plan.steps_per_epoch, "num_steps": plan.num_steps}
     optimizer = optim.make_optimizer(config.optim, params, **lengths)
     rate = optim.schedule(config.optim, **lengths)
-    state = train_state.create(params, stats, optimizer, settings.ema_decay, plan.mesh)
-    train_step = train_state.make_train_step(graph, config, optimizer, plan.mesh, state)
+    shapes = train_state.abstract(params, stats, optimizer, settings.ema_decay, plan.mesh)
+    train_step = train_state.make_train_step(graph, config, optimizer, plan.mesh, shapes)
 
     with (
         RunStates(workdir, settings.keep_checkpoints) as states,
@@ -63,7 +65,10 @@ def train(config: Config, workdir: Path, command: Sequence[str] = (), profile: i
         Trace(workdir / "profile", profile) as trace,
     ):
         check_workdir(workdir, config)
-        state, start = _restore(states, state, batches)
+        state, start = _restore(states, shapes, batches)
+        if state is None:
+            state = _first_state(config, optimizer, plan)
+        release_freed_memory()
         if sharding.is_first_process():
             write_atomically(workdir / "config.json", configs.to_json(config).encode())
         log.start(start, command)
@@ -82,6 +87,7 @@ def train(config: Config, workdir: Path, command: Sequence[str] = (), profile: i
                 if step == start + 1:
                     say("compiling the training step ...")
                     train_step = train_step.lower(state, placed).compile()
+                    release_freed_memory()
                     sharding.wait_for_all("the training step is compiled")
                 state, metrics = train_step(state, placed)
                 report.add(step, metrics, batch.item)
@@ -104,11 +110,16 @@ def train(config: Config, workdir: Path, command: Sequence[str] = (), profile: i
     return None
 
 
-def _initial_model(config: Config) -> InstanceVG:
-    model = InstanceVG(config.model, rngs=nnx.Rngs(config.train.seed))
+def _new_model(config: Config) -> InstanceVG:
+    return InstanceVG(config.model, rngs=nnx.Rngs(config.train.seed))
+
+
+def _first_state(config: Config, optimizer: optax.GradientTransformation, plan: Plan) -> TrainState:
+    model = _new_model(config)
     if config.model.pretrained:
         checkpoint.load_pretrained(model, config.model.pretrained)
-    return model
+    _, params, stats = train_state.split_model(model)
+    return train_state.create(params, stats, optimizer, config.train.ema_decay, plan.mesh)
 
 
 def _describe(plan: Plan, params: Any) -> str:
@@ -118,11 +129,11 @@ def _describe(plan: Plan, params: Any) -> str:
     return f"{count / 1e6:.1f} M parameters, {size} pictures, {devices}\n{plan.describe()}"
 
 
-def _restore(states: RunStates, state: TrainState, batches: Any) -> tuple[TrainState, int]:
-    """The last saved state and its step, with the data moved to its place; or `state` and 0 if none was saved."""
-    found = states.restore(state)
+def _restore(states: RunStates, shapes: TrainState, batches: Any) -> tuple[TrainState | None, int]:
+    """The last saved state and its step, with the data moved to its place; None and 0 if none was saved."""
+    found = states.restore(shapes)
     if found is None:
-        return state, 0
+        return None, 0
     state, data, step = found
     batches.set_state(data)
     say(f"resuming from step {step}")

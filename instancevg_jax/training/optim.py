@@ -37,9 +37,14 @@ def scale_by_torch_amsgrad(b1: float, b2: float, eps: float) -> optax.GradientTr
     def update(updates, state, params=None):
         del params
         count = state.count + 1
-        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, updates)
-        nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * jnp.square(g), state.nu, updates)
-        nu_max = jax.tree.map(jnp.maximum, state.nu_max, nu)
+        # the barriers keep XLA from computing moments twice, from the old ones, which it would copy instead of updating in place
+        mu, nu = jax.lax.optimization_barrier(
+            (
+                jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, updates),
+                jax.tree.map(lambda v, g: b2 * v + (1 - b2) * jnp.square(g), state.nu, updates),
+            )
+        )
+        nu_max = jax.lax.optimization_barrier(jax.tree.map(jnp.maximum, state.nu_max, nu))
         time = count.astype(jnp.float32)
         correction1, correction2 = 1 - b1**time, jnp.sqrt(1 - b2**time)
         updates = jax.tree.map(lambda m, v: (m / correction1) / (jnp.sqrt(v) / correction2 + eps), mu, nu_max)

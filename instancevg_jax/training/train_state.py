@@ -84,6 +84,17 @@ def make_train_step(
     limit = config.train.loss_limit or float("inf")
     gradients = _gradient_fn(graph, config)
 
+    def update(state: TrainState, grads: Any, stats: Any) -> TrainState:
+        state, grads = jax.lax.optimization_barrier((state, grads))  # nothing is computed before the loop, which takes memory
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if ema is not None:
+            rate = jnp.minimum(decay, (state.step + 1) / (state.step + 10))
+            new = {"params": params, "stats": stats}
+            ema = jax.tree.map(lambda average, x: average + (1 - rate) * (x - average), ema, new)
+        return TrainState(step=state.step, params=params, stats=stats, opt_state=opt_state, ema=ema)
+
     def step_fn(state: TrainState, batch: Batch):
         key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
         counts = count(batch.targets, config.model.num_queries, config.loss)
@@ -92,17 +103,10 @@ def make_train_step(
         else:
             pieces = sharding.split_batch(batch, parts, mesh)
             grads, stats, metrics = _accumulate(gradients, state.params, state.stats, pieces, key, counts)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        ema = state.ema
-        if ema is not None:
-            rate = jnp.minimum(decay, (state.step + 1) / (state.step + 10))
-            new = {"params": params, "stats": stats}
-            ema = jax.tree.map(lambda average, x: average + (1 - rate) * (x - average), ema, new)
         loss, norm = metrics["loss"], optax.tree.norm(grads)
         bad = ~(jnp.isfinite(loss) & jnp.isfinite(norm)) | (loss > limit)
-        new = TrainState(step=state.step, params=params, stats=stats, opt_state=opt_state, ema=ema)
-        state = jax.tree.map(lambda before, after: jnp.where(bad, before, after), state, new)
+        # a loop of one or no iteration rather than a choice between two states: XLA updates its state in place
+        state = jax.lax.fori_loop(0, jnp.where(bad, 0, 1), lambda _, state: update(state, grads, stats), state)
         metrics = {"grad_norm": norm, "bad": bad.astype(jnp.float32), **metrics}
         return dataclasses.replace(state, step=state.step + 1), metrics
 
