@@ -71,16 +71,16 @@ def compiler_counts(config: Config, batch: int) -> tuple[float, float, int]:
     model = nnx.eval_shape(lambda: InstanceVG(config.model, rngs=nnx.Rngs(0)))
     graph, params, stats = train_state.split_model(model)
     config.train.batch_size, mesh = batch, sharding.make_mesh()
-    given = abstract_batch(config, mesh)
+    shapes = abstract_batch(config, mesh)
 
     def forward(params, stats, images, token_ids, token_mask):
         return nnx.merge(graph, params, stats)(images, token_ids, token_mask)
 
-    lowered = jax.jit(forward).lower(params, stats, given.images, given.token_ids, given.token_mask)
+    lowered = jax.jit(forward).lower(params, stats, shapes.images, shapes.token_ids, shapes.token_mask)
     optimizer = optim.make_optimizer(config.optim, params, steps_per_epoch=1, num_steps=1)
     state = train_state.abstract(params, stats, optimizer, 0.0, mesh)
     step = train_state.make_train_step(graph, config, optimizer, mesh, state)
-    analyses = [lowered.cost_analysis(), step.lower(state, given).cost_analysis()]
+    analyses = [lowered.cost_analysis(), step.lower(state, shapes).cost_analysis()]
     forward_count, step_count = (float((analysis or {}).get("flops", float("nan"))) for analysis in analyses)
     return forward_count, step_count, sum(leaf.size for leaf in jax.tree.leaves(params))
 

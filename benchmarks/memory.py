@@ -113,9 +113,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--devices", default="1,8,64", help="numbers of devices, by commas")
     parser.add_argument("--batch-per-device", type=int, default=2)
     parser.add_argument("--state-only", action="store_true", help="compile nothing, which takes minutes a row")
-    given = parser.parse_args(argv)
-    counts = [int(count) for count in given.devices.split(",")]
-    sizes = given.sizes.split(",")
+    args = parser.parse_args(argv)
+    counts = [int(count) for count in args.devices.split(",")]
+    sizes = args.sizes.split(",")
     for size in sizes:
         if size not in ("base", "large"):
             raise InputError(f"--sizes has {size!r}; expected base or large")
@@ -124,15 +124,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     for size, dtype in itertools.product(sizes, ("float32", "bfloat16")):
         for remat in layers.REMAT:
             print(size, dtype, remat, f"{kept(size, remat, dtype):.3f}", sep=" | ", flush=True)
-    print(*COLUMNS, *(() if given.state_only else COMPILED_COLUMNS), sep=" | ", flush=True)
+    print(*COLUMNS, *(() if args.state_only else COMPILED_COLUMNS), sep=" | ", flush=True)
     for size in sizes:
         for devices in counts:
             for data, fsdp in dict.fromkeys([(devices, 1), (1, devices)]):
                 mesh = sharding.make_mesh(data, fsdp, jax.devices()[:devices])
-                config = settings(size, given.batch_per_device * devices)
+                config = settings(size, args.batch_per_device * devices)
                 state, step = abstract_step(config, mesh)
-                row = (size, devices, f"{data} x {fsdp}", given.batch_per_device, f"{state_on_device(state):.2f}")
-                if given.state_only:
+                row = (size, devices, f"{data} x {fsdp}", args.batch_per_device, f"{state_on_device(state):.2f}")
+                if args.state_only:
                     print(*row, sep=" | ", flush=True)
                     continue
                 during, seconds = temporary(step, state, abstract_batch(config, mesh))

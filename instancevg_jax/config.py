@@ -370,28 +370,28 @@ def fields(config: Config) -> dict[str, tuple[dataclasses.Field, typing.Any]]:
     """Dotted name -> (the field, its value), of every setting."""
     sections = {section.name: getattr(config, section.name) for section in dataclasses.fields(config)}
     return {
-        f"{name}.{one.name}": (one, getattr(section, one.name))
+        f"{name}.{leaf.name}": (leaf, getattr(section, leaf.name))
         for name, section in sections.items()
-        for one in dataclasses.fields(section)
+        for leaf in dataclasses.fields(section)
     }
 
 
 def check(config: Config) -> None:
     """Raise InputError for the first setting that names no choice, is out of range, or does not fit another one."""
-    for name, (about, value) in fields(config).items():
-        for one in value if isinstance(value, tuple) else (value,):
-            _check_value(name, about.metadata, one)
-        if value == () and about.metadata["choices"]:
-            raise InputError(f"{name} is empty; expected at least one of {', '.join(about.metadata['choices'])}")
+    for name, (leaf, value) in fields(config).items():
+        for element in value if isinstance(value, tuple) else (value,):
+            _check_value(name, leaf.metadata, element)
+        if value == () and leaf.metadata["choices"]:
+            raise InputError(f"{name} is empty; expected at least one of {', '.join(leaf.metadata['choices'])}")
     _check_sizes(config.model)
 
 
-def _check_value(name: str, stated: typing.Mapping[str, typing.Any], value: typing.Any) -> None:
-    if stated["choices"] and value not in stated["choices"]:
-        raise InputError(f"{name} is {value!r}; expected one of {', '.join(stated['choices'])}")
+def _check_value(name: str, limits: typing.Mapping[str, typing.Any], value: typing.Any) -> None:
+    if limits["choices"] and value not in limits["choices"]:
+        raise InputError(f"{name} is {value!r}; expected one of {', '.join(limits['choices'])}")
     if isinstance(value, str | bool):
         return
-    least, most = stated["least"], stated["most"]
+    least, most = limits["least"], limits["most"]
     if isinstance(value, float) and not math.isfinite(value):
         raise InputError(f"{name} is {value}; expected a finite number")
     if not least <= value <= most:

@@ -17,7 +17,7 @@ from instancevg_jax import checkpoint
 from instancevg_jax.config import Config
 from instancevg_jax.errors import InputError, run_command
 from instancevg_jax.evaluation import drawing, outputs, report
-from instancevg_jax.evaluation.measured import Measured, Wanted, measure, measure_predictions
+from instancevg_jax.evaluation.measured import ExtraOutputs, Measured, measure_checkpoint, measure_predictions
 from instancevg_jax.files import check_writable
 from instancevg_jax.runtime import command_line, sharding
 from instancevg_jax.runtime.compilation import keep_compiled_programs
@@ -31,7 +31,7 @@ OPTIONS = {
     "distributed": sharding.DISTRIBUTED_OPTION,
 }
 SWITCHES = {
-    "sweep": "measure F1, N_acc, T_acc and gIoU at other score thresholds too, in the same pass",
+    "sweep": "measure_checkpoint F1, N_acc, T_acc and gIoU at other score thresholds too, in the same pass",
     "coco": "write the answers to OUTPUT/predictions_SPLIT.json in COCO's results format",
 }
 
@@ -68,10 +68,10 @@ def _measure(argv: Sequence[str], config: Config, values: dict[str, Any], output
     if values["predictions"]:
         return [measure_predictions(Path(values["predictions"]), config)]
     overridden = re.findall(r"^--?config\.model\.(\w+)", "\n".join(argv), re.M)
-    wanted = Wanted(output=output, sweep=values["sweep"], coco=values["coco"], draw=values["draw"])
-    models = [measure(values["checkpoint"], config, overridden, wanted)]
+    extras = ExtraOutputs(output=output, sweep=values["sweep"], coco=values["coco"], draw=values["draw"])
+    models = [measure_checkpoint(values["checkpoint"], config, overridden, extras)]
     if values["compare"]:
-        models.append(measure(values["compare"], config))
+        models.append(measure_checkpoint(values["compare"], config))
     return models
 
 

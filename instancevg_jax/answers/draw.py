@@ -34,7 +34,7 @@ ALERT, UNSURE = (214, 48, 49), (84, 94, 112)  # banners of "no target" and of "n
 
 
 @dataclass(frozen=True)
-class Truth:
+class TrueObjects:
     """The objects that a sentence really refers to, in the picture's own pixels. N may be 0."""
 
     boxes_xyxy: np.ndarray  # [N, 4]
@@ -45,7 +45,7 @@ def draw_grounding(
     picture: UInt8[np.ndarray, "H W 3"],
     grounding: Grounding,
     expression: str,
-    truth: Truth | None = None,
+    truth: TrueObjects | None = None,
     *,
     notes: Sequence[str] = (),
 ) -> UInt8[np.ndarray, "H2 W2 3"]:
@@ -87,7 +87,7 @@ def write_picture(path: Path, picture: UInt8[np.ndarray, "H W *rgb"]) -> None:
         raise InputError(f"{path}: cannot be written ({error.strerror})") from error
 
 
-def _colours(grounding: Grounding, truth: Truth | None) -> list[int]:
+def _colours(grounding: Grounding, truth: TrueObjects | None) -> list[int]:
     """Index of each object's colour: of the true object that it overlaps most, or one that no true object has."""
     if truth is None:
         return list(range(len(grounding)))
@@ -112,7 +112,7 @@ def _merged_only(grounding: Grounding) -> Bool[np.ndarray, "H W"]:
 
 
 def draw_answer(
-    picture: UInt8[np.ndarray, "H W 3"], grounding: Grounding, expression: str = "", truth: Truth | None = None
+    picture: UInt8[np.ndarray, "H W 3"], grounding: Grounding, expression: str = "", truth: TrueObjects | None = None
 ) -> UInt8[np.ndarray, "H2 W2 3"]:
     """The answer on the picture alone, as in `draw_grounding`. `expression` is part of each label; `truth` is not drawn."""
     scale, colours = _scale(picture), _colours(grounding, truth)
@@ -132,7 +132,7 @@ def draw_answer(
     return _labelled(canvas, grounding.boxes_xyxy * scale, labels, colours)
 
 
-def draw_truth(picture: UInt8[np.ndarray, "H W 3"], truth: Truth) -> UInt8[np.ndarray, "H2 W2 3"]:
+def draw_truth(picture: UInt8[np.ndarray, "H W 3"], truth: TrueObjects) -> UInt8[np.ndarray, "H2 W2 3"]:
     """The true objects on the picture, as in `draw_grounding`."""
     scale = _scale(picture)
     canvas = enlarged(picture, scale)

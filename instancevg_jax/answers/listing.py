@@ -9,8 +9,6 @@ from instancevg_jax.answers.grounding import Grounding
 from instancevg_jax.answers.questions import Question
 from instancevg_jax.errors import InputError
 
-FORMATS = ("text", "json", "jsonl", "coco")
-
 
 class Answered(NamedTuple):
     """A question, its answer or why there is none, and the files written for it, by what they hold ("drawing")."""

@@ -104,7 +104,7 @@ class Evaluator:
         shard, shards = jax.process_index(), jax.process_count()
         batch_size = config.eval.batch_size // shards
         progress = _Progress(split, len(source), config.eval.batch_size, verbose)
-        waiting: tuple[_Answered, Batch, np.ndarray] | None = None
+        waiting: tuple[_DeviceAnswers, Batch, np.ndarray] | None = None
         for number, batch in enumerate(_batches(source, config, batch_size, shard, shards)):
             placed = sharding.shard_batch(batch, self._mesh)
             predict = self._compiled_for(on_answer is not None, state, placed, settings)
@@ -191,14 +191,14 @@ class _Progress:
 
 
 @dataclass(frozen=True)
-class _Answered:
+class _DeviceAnswers:
     """The results of the devices for a batch."""
 
     predictions: dict[str, Predictions]  # by rule; with each query's own mask where answers are asked for
     passed: Any  # `thresholds_passed` [B, H, W]; None without a sweep
 
 
-jax.tree_util.register_dataclass(_Answered)
+jax.tree_util.register_dataclass(_DeviceAnswers)
 
 
 class _Measures:
@@ -216,7 +216,7 @@ class _Measures:
         self._metrics = {rule: Metrics(settings.task, settings.score_threshold, settings.protocol) for rule in RULES}
         self._sweep = Sweep(thresholds, settings.protocol) if thresholds else None
 
-    def update(self, answered: _Answered, batch: Batch, records: np.ndarray) -> None:
+    def update(self, answered: _DeviceAnswers, batch: Batch, records: np.ndarray) -> None:
         """Measure the records of a batch, without padding. Waits for the devices."""
         answered = _local(answered)
         predicted = {rule: answers(predictions) for rule, predictions in answered.predictions.items()}
@@ -257,9 +257,9 @@ class _Measures:
 
 
 def _prediction_fn(graph: Any, settings: EvalConfig, mesh: jax.sharding.Mesh, with_masks: bool) -> Any:
-    """(state, batch, score threshold, thresholds of the sweep) -> _Answered, jitted. No threshold is compiled in."""
+    """(state, batch, score threshold, thresholds of the sweep) -> _DeviceAnswers, jitted. No threshold is compiled in."""
 
-    def predict(state: nnx.State, batch: Batch, score_threshold: Array, thresholds: Array) -> _Answered:
+    def predict(state: nnx.State, batch: Batch, score_threshold: Array, thresholds: Array) -> _DeviceAnswers:
         outputs = nnx.merge(graph, state)(batch.images, batch.token_ids, batch.token_mask)
         predictions = {}
         for rule in RULES:
@@ -268,13 +268,13 @@ def _prediction_fn(graph: Any, settings: EvalConfig, mesh: jax.sharding.Mesh, wi
             wanted = with_masks and rule == settings.no_target_rule
             predictions[rule] = answer if wanted else dataclasses.replace(answer, masks=None)
         passed = thresholds_passed(outputs, settings, thresholds, settings.protocol) if len(thresholds) else None
-        return _Answered(predictions, passed)
+        return _DeviceAnswers(predictions, passed)
 
     everywhere = sharding.replicated(mesh)
     return jax.jit(predict, in_shardings=(everywhere, sharding.batch_sharding(mesh), everywhere, everywhere))
 
 
-def _local(answered: _Answered) -> _Answered:
+def _local(answered: _DeviceAnswers) -> _DeviceAnswers:
     """This process's rows of a global batch, on the host."""
 
     def rows(x: jax.Array) -> np.ndarray:

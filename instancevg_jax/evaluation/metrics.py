@@ -409,16 +409,16 @@ def _rrefcoco(rows: Columns, protocol: str) -> dict[str, float]:
     group_iou, group_rate, group_robust, ious = [], [], [], []
     targeted, none = rows["empty"] == 0, rows["says_none"] == 1
     for group in np.unique(rows["group"]):
-        here = rows["group"] == group
-        meant, meaningless = here & targeted, here & ~targeted
-        iou = rows["iou"][meant]
+        members = rows["group"] == group
+        positive, negative = members & targeted, members & ~targeted
+        iou = rows["iou"][positive]
         ious.append(np.cumsum(iou) if protocol == "official" else iou)
-        if meaningless.any():
-            group_rate.append(none[meaningless].mean())
-        if meant.any():
+        if negative.any():
+            group_rate.append(none[negative].mean())
+        if positive.any():
             group_iou.append(iou.mean())
-            union = rows["union"][meant].sum() + rows["predicted_area"][meaningless & ~none].sum()
-            group_robust.append(rows["intersection"][meant].sum() / union if union else 0.0)
+            union = rows["union"][positive].sum() + rows["predicted_area"][negative & ~none].sum()
+            group_robust.append(rows["intersection"][positive].sum() / union if union else 0.0)
     return {
         "mIoU": _percent(np.array(group_iou)),
         "oIoU": _ratio(rows["intersection"][targeted].sum(), rows["union"][targeted].sum()),

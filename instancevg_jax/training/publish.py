@@ -10,7 +10,7 @@ from flax import nnx
 
 from data_pipelines.splits import Split
 from instancevg_jax import checkpoint
-from instancevg_jax.answers.draw import Truth, draw_grounding
+from instancevg_jax.answers.draw import TrueObjects, draw_grounding
 from instancevg_jax.answers.predictor import Predictor
 from instancevg_jax.evaluation.evaluator import Evaluator, summary
 from instancevg_jax.evaluation.metrics import TASKS
@@ -146,7 +146,7 @@ class Publisher:
         pairs = [(one.picture, one.expression) for one in shown]
         groundings = predictor.predict_batch(pairs, always_answer=TASKS[self._plan.config.eval.task].always_answers)
         for record, (one, grounding) in enumerate(zip(shown, groundings, strict=True)):
-            truth = Truth(one.boxes_xyxy, one.masks)
+            truth = TrueObjects(one.boxes_xyxy, one.masks)
             picture = draw_grounding(one.picture, grounding, one.expression, truth)
             self._log.picture(step, f"{split}/{record}", picture)
 
