@@ -1,31 +1,32 @@
 """Measure a model on a split: each record once, on any number of devices and processes."""
 
 import dataclasses
+import pickle
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
+from tqdm import tqdm
 
 from data_pipelines import loader, splits
 from instancevg_jax.answers.grounding import Grounding
 from instancevg_jax.answers.postprocess import postprocess, resize_levels, thresholds_passed, to_original_size
 from instancevg_jax.config import Config, EvalConfig, check
 from instancevg_jax.errors import InputError
-from instancevg_jax.evaluation.metrics import COLUMNS, TASKS, Metrics, Row, Truth, answers, resized, truths
+from instancevg_jax.evaluation.metrics import TASKS, Metrics, Row, Truth, answers, resized, truths
 from instancevg_jax.evaluation.sweep import Sweep, thresholds_around
 from instancevg_jax.inputs.tokenizer import Tokenizer
 from instancevg_jax.models.instancevg import InstanceVG
 from instancevg_jax.runtime import sharding
-from instancevg_jax.runtime.console import duration, say, two_digits
 from instancevg_jax.types import Array, Batch, Predictions
 
+T = TypeVar("T")
 RULES = ("sigmoid", "softmax")  # the values of eval.no_target_rule; both are measured
-SECONDS_BETWEEN_LINES = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +93,7 @@ class Evaluator:
             model: a network of the architecture that this was made for.
             split: the name of the split.
             source: the split, as `open_eval_split` gives it.
-            verbose: print the progress every few seconds.
+            verbose: show the progress, on the first process.
             after_batch: called after each batch; may raise to end the evaluation.
             on_answer: called for each record of this process with its number, its answer in the picture's own pixels under
                 the config's protocol and rule, and its row.
@@ -103,7 +104,9 @@ class Evaluator:
         settings = np.float32(config.eval.score_threshold), np.array(self._thresholds, np.float32)
         shard, shards = jax.process_index(), jax.process_count()
         batch_size = config.eval.batch_size // shards
-        progress = _Progress(split, len(source), config.eval.batch_size, verbose)
+        quiet = not (verbose and sharding.is_first_process())
+        progress = tqdm(total=len(source), desc=split, unit=" records", mininterval=1.0, disable=quiet)
+        start = time.monotonic()
         waiting: tuple[_DeviceAnswers, Batch, np.ndarray] | None = None
         for number, batch in enumerate(_batches(source, config, batch_size, shard, shards)):
             placed = sharding.shard_batch(batch, self._mesh)
@@ -114,10 +117,11 @@ class Evaluator:
             records = (number * batch_size + np.arange(batch_size)) * shards + shard
             waiting = answered, batch, records
             after_batch()
-            progress.line(number + 1)
+            progress.update(min(config.eval.batch_size, len(source) - progress.n))
         if waiting:
             measures.update(*waiting)
-        return measures.result(split, progress.seconds())
+        progress.close()
+        return measures.result(split, time.monotonic() - start)
 
     def _compiled_for(self, with_masks: bool, state: nnx.State, batch: Batch, settings: tuple[Any, Any]) -> Any:
         """The prediction function, compiled on all processes."""
@@ -165,29 +169,6 @@ def _batches(source: splits.Split, config: Config, batch_size: int, shard: int, 
         shard_count=shards,
         stack=source.stack,
     )
-
-
-class _Progress:
-    """A line every few seconds: records done, rate, time left."""
-
-    def __init__(self, split: str, records: int, batch_size: int, verbose: bool) -> None:
-        self._split, self._records, self._batch_size, self._verbose = split, records, batch_size, verbose
-        self._start = self._last = time.monotonic()
-
-    def seconds(self) -> float:
-        """Time since the start."""
-        return time.monotonic() - self._start
-
-    def line(self, batches: int) -> None:
-        """Print it if it is due. `batches`: number of batches done."""
-        now = time.monotonic()
-        if not self._verbose or now - self._last < SECONDS_BETWEEN_LINES:
-            return
-        self._last = now
-        done = min(batches * self._batch_size, self._records)
-        rate = done / (now - self._start)
-        left = duration((self._records - done) / rate)
-        say(f"{self._split}: {done}/{self._records}, {two_digits(rate)} records/s, {left} left")
 
 
 @dataclass(frozen=True)
@@ -247,12 +228,16 @@ class _Measures:
 
     def result(self, split: str, seconds: float) -> Evaluation:
         """The summary of all processes' records."""
+        for metrics in self._metrics.values():
+            metrics.rows = _merge(metrics.rows)
+        if self._sweep:
+            self._sweep.rows = _merge(self._sweep.rows)
         return Evaluation(
             split=split,
             rule=self._settings.no_target_rule,
-            by_rule={rule: _gathered(metrics) for rule, metrics in self._metrics.items()},
+            by_rule=self._metrics,
             seconds=seconds,
-            sweep=_gathered_sweep(self._sweep).result() if self._sweep else {},
+            sweep=self._sweep.result() if self._sweep else {},
         )
 
 
@@ -284,17 +269,9 @@ def _local(answered: _DeviceAnswers) -> _DeviceAnswers:
     return jax.tree.map(rows, answered)
 
 
-def _gathered(metrics: Metrics) -> Metrics:
-    """The rows of all processes."""
-    rows = np.frombuffer(b"".join(of_all(metrics.to_array().tobytes())), np.float64).reshape(-1, len(COLUMNS))
-    return Metrics.from_array(rows, metrics.task, metrics.score_threshold, metrics.protocol)
-
-
-def _gathered_sweep(sweep: Sweep) -> Sweep:
-    """The same for a sweep."""
-    rows = np.frombuffer(b"".join(of_all(sweep.to_array().tobytes())), np.float64)
-    rows = rows.reshape(-1, len(sweep.thresholds), len(COLUMNS))
-    return Sweep.from_array(rows, sweep.thresholds, sweep.protocol)
+def _merge(rows: dict[int, T]) -> dict[int, T]:
+    """The rows of all processes, by record."""
+    return {record: row for part in of_all(pickle.dumps(rows)) for record, row in pickle.loads(part).items()}
 
 
 def of_all(data: bytes) -> list[bytes]:
