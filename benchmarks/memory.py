@@ -100,7 +100,7 @@ def state_on_device(state: train_state.TrainState) -> float:
 
 
 def temporary(step: train_state.Step, state: train_state.TrainState, batch: Batch) -> tuple[float, float]:
-    """GiB a device of everything that lives only during a step, and the seconds it took to compile."""
+    """GiB per device of everything that lives only during a step, and the seconds it took to compile."""
     start = time.monotonic()
     memory = step.lower(state, batch).compile(FAST).memory_analysis()
     return memory.temp_size_in_bytes / GIB, time.monotonic() - start
@@ -112,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--sizes", default="base", help="base, large or both, by commas")
     parser.add_argument("--devices", default="1,8,64", help="numbers of devices, by commas")
     parser.add_argument("--batch-per-device", type=int, default=2)
-    parser.add_argument("--state-only", action="store_true", help="compile nothing, which takes minutes a row")
+    parser.add_argument("--state-only", action="store_true", help="compile nothing, which takes minutes per row")
     args = parser.parse_args(argv)
     counts = [int(count) for count in args.devices.split(",")]
     sizes = args.sizes.split(",")
@@ -120,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if size not in ("base", "large"):
             raise InputError(f"--sizes has {size!r}; expected base or large")
     jax.config.update("jax_num_cpu_devices", max(counts))
-    print("size | compute dtype | remat | GiB an example kept for the backward pass", flush=True)
+    print("size | compute dtype | remat | GiB per example kept for the backward pass", flush=True)
     for size, dtype in itertools.product(sizes, ("float32", "bfloat16")):
         for remat in layers.REMAT:
             print(size, dtype, remat, f"{kept(size, remat, dtype):.3f}", sep=" | ", flush=True)

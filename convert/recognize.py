@@ -1,7 +1,7 @@
-"""What a file of official weights contains: BEiT-3 or InstanceVG, of which size, and the matching config.
+"""Recognizes the model in a file of official weights, BEiT-3 or InstanceVG, its size, and the matching config.
 
-It is inferred from the names and shapes of the tensors, which do not show the numbers of attention heads and of tokens. These are
-known for the published sizes, so only published models are recognized without a config.
+It is inferred from the names and shapes of the tensors, which do not show the numbers of attention heads and tokens. Those are
+known for the published sizes only, so only published models are recognized without a config.
 """
 
 import importlib
@@ -68,7 +68,7 @@ def plain_names(state: Mapping[str, T]) -> dict[str, T]:
     ):
         names = {key: parts[1:] for key, parts in names.items()}
     plain = {".".join(parts): state[key] for key, parts in names.items()}
-    if "text_embed.weight" in plain:  # a backbone that was saved by itself
+    if "text_embed.weight" in plain:  # a backbone that was saved alone
         plain = {f"beit3.{key}": value for key, value in plain.items()}
     return plain if len(plain) == len(state) and "" not in plain else dict(state)
 

@@ -40,7 +40,7 @@ def batches(
     """Batches of `batch_size` examples for this shard.
 
     The order depends on `seed` alone, not on the number of workers and shards: it is shuffled anew for each epoch, and
-    shard s takes items s, s + shard_count, ... Batches run on across epochs. The last one is filled up with copies of the
+    shard s takes items s, s + shard_count, ... Batches may span epochs. The last one is filled up with copies of the
     first item at `example_weight` 0, so that all shards give the same number of batches of the same shape.
     Unshuffled, row r of this shard's batch k is item (k * batch_size + r) * shard_count + shard_index of the source.
 

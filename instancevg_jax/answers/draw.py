@@ -1,4 +1,4 @@
-"""An answer drawn on its picture, for people: outlined masks, boxes, scores, the sentence, or that there is no target.
+"""Draws an answer on its picture: outlined masks, boxes, scores and the sentence, or that there is no target.
 
 Numpy, OpenCV and PIL only. Small pictures are enlarged until text is legible on them.
 """
@@ -19,10 +19,10 @@ from instancevg_jax.boxes import pairwise_iou
 from instancevg_jax.errors import InputError
 from instancevg_jax.files import write_atomically
 
-MIN_SIDE = 480  # pixels; smaller pictures are enlarged until their longer side has as many
+MIN_SIDE = 480  # pixels of the longer side; smaller pictures are enlarged
 MIN_WIDTH = 200  # pixels; narrower pictures get a margin, so that the sentence below can be read
 TINT = 0.1  # opacity of a mask: an object keeps its own colour
-SLIVER = 80  # of the longer side; what only the merged mask covers is shown where it is about twice as thick
+SLIVER = 80  # of the longer side; what only the merged mask covers is not drawn where it is thinner than about two of these parts
 SAME_OBJECT = 0.5  # box IoU from which an answer and a true object share a colour
 PALETTE = (
     (0, 158, 255), (255, 106, 51), (54, 196, 96), (236, 64, 144), (255, 196, 25),

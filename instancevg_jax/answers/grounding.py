@@ -1,4 +1,4 @@
-"""The answer for one picture and sentence, and the forms it can take: arrays, a drawing, JSON, COCO results, files."""
+"""The answer for one picture and sentence: arrays, with methods that draw, export and save them."""
 
 import base64
 import html
@@ -51,8 +51,8 @@ class Grounding:
     best_score: float = 0.0  # the highest of all queries, counted or not
     score_threshold: float | None = None  # a query counts above it
     expression: str = ""
-    picture: np.ndarray | None = None  # [H, W, 3] uint8 RGB, where the predictor made the answer
-    notes: tuple[str, ...] = ()  # what the user should know about this answer, e.g. words the model never saw
+    picture: np.ndarray | None = None  # [H, W, 3] uint8 RGB, if the answer was made by a Predictor
+    notes: tuple[str, ...] = ()  # remarks on this answer, such as words that the model never saw
     evidence: Evidence | None = None
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""Find what sentences refer to in pictures, with the preprocessing, tokens and postprocessing of evaluation."""
+"""Finds what sentences refer to in pictures, with the preprocessing, tokenizer and postprocessing of evaluation."""
 
 import dataclasses
 import functools
@@ -30,7 +30,7 @@ from instancevg_jax.types import Array, Predictions
 
 DEMO_CHECKPOINT = Path(__file__).parent.parent / "assets" / "demo_checkpoint"
 BATCH_SIZE = 8  # questions per call of the network, at most
-DECODERS = 4  # threads that read pictures, and as many questions are read ahead
+DECODERS = 4  # threads that read pictures; also the number of questions that are read ahead
 SHAPES_ONLY = "this model knows drawn shapes only, not photographs"
 FOR_PHOTOGRAPHS = "for photographs, load official weights by name: instancevg-grefcoco"
 
@@ -58,7 +58,7 @@ class Predictor:
 
         Args:
             source: a checkpoint directory, a run folder, an official file (.pth, .zip, .safetensors) or the name of known
-                weights such as "instancevg-grefcoco"; the latter two are downloaded and converted once. None: the built-in
+                weights such as "instancevg-grefcoco"; files and names are downloaded and converted once. None: the built-in
                 model, which knows drawn shapes only.
             batch_size: questions per call of the network, at most. None: 8, or the config's eval.batch_size if smaller.
 
@@ -106,7 +106,7 @@ class Predictor:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a user should know about this model before believing its answers."""
+        """Limits of this model that a user should know."""
         return (SHAPES_ONLY,) if self.config.data.name == EMBEDDED else ()
 
     @overload
@@ -462,7 +462,7 @@ def checkpoint_directory(source: str | Path) -> Path:
 
 @contextmanager
 def _device_errors(size: int) -> Iterator[None]:
-    """The device's lack of memory as an InputError that says what to change."""
+    """Turns an out-of-memory error of the device into an InputError that says what to change."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:

@@ -26,7 +26,7 @@ DISTRIBUTED_HELP = (
 
 
 def join_processes(where: str) -> None:
-    """Make this process one of several. Call it before anything asks JAX for a device.
+    """Make this process one of several. Call it before JAX is asked for a device.
 
     `where`: "COORDINATOR_HOST:PORT,PROCESS_ID,NUM_PROCESSES", where the coordinator is process 0; "auto" on a cluster that JAX
     recognizes (TPU pods, Slurm, Open MPI, Kubernetes); or "" for a single process. Raises InputError for anything else.

@@ -1,4 +1,4 @@
-"""What the server asks of a predictor: every query once, so that a threshold applies afterwards and one batch serves all."""
+"""The predictor as the server uses it: it returns every query, so that one batch serves requests with any threshold."""
 
 import dataclasses
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Models that a run leaves for others: the last one, the best ones, and their metrics."""
+"""Publishes the models of a run: the last one and the best ones, with their metrics."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -91,14 +91,14 @@ class Publisher:
         return results[steps[folders[0]]]
 
     def _publish(self, state: TrainState, step: int) -> InstanceVG:
-        """Write WORKDIR/checkpoint. Returns the model, on the host, so that each process can use it by itself."""
+        """Write WORKDIR/checkpoint. Returns the model on the host, where each process can use it alone."""
         weights = jax.device_get(sharding.gather(train_state.weights(state), self._plan.mesh))
         model = nnx.merge(self._graph, *weights)
         self._save("checkpoint", model, step, {})
         return model
 
     def _measure(self, model: InstanceVG, step: int, split: str) -> dict[str, float]:
-        """The metrics of the model of a step on a split."""
+        """The metrics on a split of the model after a step."""
         if (step, split) not in self._measured:
             source = self._plan.eval_splits[split]
             evaluation = self._tools(model)[0](model, split, source, after_batch=self._check)
