@@ -11,22 +11,27 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from instancevg_jax import checkpoint
 from instancevg_jax.config import Config, with_values
 from instancevg_jax.errors import InputError, run_command
-from instancevg_jax.evaluation import drawing, outputs, report
-from instancevg_jax.evaluation.measured import ExtraOutputs, Measured, measure_checkpoint, measure_predictions
 from instancevg_jax.files import check_writable
-from instancevg_jax.runtime import command_line, sharding
-from instancevg_jax.runtime.compilation import keep_compiled_programs
+from instancevg_jax.runtime import command_line
+
+if TYPE_CHECKING:
+    from instancevg_jax.evaluation.measured import Measured
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
     argv = list(sys.argv[1:] if argv is None else argv)
     args, rest = command_line.parse(_parser(), argv)
+
+    from instancevg_jax import checkpoint
+    from instancevg_jax.evaluation import outputs, report
+    from instancevg_jax.runtime import sharding
+    from instancevg_jax.runtime.compilation import keep_compiled_programs
+
     settings = args.config
     if not settings and args.checkpoint:
         settings = str(checkpoint.find_checkpoint(args.checkpoint) / checkpoint.CONFIG)
@@ -34,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     changes = command_line.values_of(config, rest)
     config = with_values(config, changes)
     _check_options(config, args)
+    if args.compare:
+        checkpoint.find_checkpoint(args.compare)
     sharding.join_processes(args.distributed)
     keep_compiled_programs()
     if args.output:
@@ -69,19 +76,21 @@ def _parser() -> argparse.ArgumentParser:
         help="score this file of predictions instead of a model; docs/evaluation.md describes the format",
     )
     add("--output", metavar="DIR", type=Path, help="directory for metrics.json and report.html")
-    add("--draw", choices=drawing.CHOICES, help="draw answers next to the truth into OUTPUT/drawn/SPLIT")
+    add("--draw", choices=("all", "failures"), help="draw answers next to the truth into OUTPUT/drawn/SPLIT")
     add(
         "--sweep",
         action="store_true",
         help="measure F1, N_acc, T_acc and gIoU at other score thresholds in the same pass",
     )
     add("--coco", action="store_true", help="write answers to OUTPUT/predictions_SPLIT.json in COCO's results format")
-    add("--distributed", metavar="PROCESSES", default="", help=sharding.DISTRIBUTED_HELP)
+    add("--distributed", metavar="PROCESSES", default="", help=command_line.DISTRIBUTED_HELP)
     return parser
 
 
-def _measure(args: argparse.Namespace, config: Config, changes: Mapping[str, Any]) -> list[Measured]:
+def _measure(args: argparse.Namespace, config: Config, changes: Mapping[str, Any]) -> list["Measured"]:
     """The checkpoint, followed by the one to compare it with; or the file of predictions."""
+    from instancevg_jax.evaluation.measured import ExtraOutputs, measure_checkpoint, measure_predictions
+
     if args.predictions:
         return [measure_predictions(args.predictions, config)]
     overridden = [name.removeprefix("model.") for name in changes if name.startswith("model.")]
@@ -102,8 +111,6 @@ def _check_options(config: Config, args: argparse.Namespace) -> None:
         raise InputError("--checkpoint is required, unless --predictions is given; see --help")
     if args.predictions and (args.checkpoint or args.compare or args.coco or args.draw or args.sweep):
         raise InputError("--predictions cannot be combined with --checkpoint, --compare, --coco, --draw or --sweep")
-    if args.compare:
-        checkpoint.find_checkpoint(args.compare)
 
 
 if __name__ == "__main__":

@@ -23,16 +23,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_pipelines.annotations.reading import CAPTIONS
 from instancevg_jax.config import Config
 from instancevg_jax.errors import InputError, run_command
-from instancevg_jax.runtime import command_line, sharding
-from instancevg_jax.runtime.compilation import keep_compiled_programs
-from instancevg_jax.training import own_data
-from instancevg_jax.training.loop import train
-from instancevg_jax.training.trace import WARM_UP
-
-__all__ = ["main", "train"]
+from instancevg_jax.runtime import command_line
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -49,6 +42,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, value in (("images", args.images), ("from", args.start), ("captions", args.captions)):
         if value:
             raise InputError(f"--{name} belongs to --data, which is missing")
+
+    from instancevg_jax.runtime import sharding
+    from instancevg_jax.runtime.compilation import keep_compiled_programs
+    from instancevg_jax.training.loop import train
+
     keep_compiled_programs()
     sharding.join_processes(args.distributed)
     train(config, Path(args.workdir), command, args.profile)
@@ -62,13 +60,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="folder of the run, made if missing (default with --data NAME.jsonl: runs/NAME)",
     )
-    add("--distributed", metavar="PROCESSES", default="", help=sharding.DISTRIBUTED_HELP)
+    add("--distributed", metavar="PROCESSES", default="", help=command_line.DISTRIBUTED_HELP)
     add(
         "--profile",
         metavar="N",
         type=int,
         default=0,
-        help=f"profile N steps, after {WARM_UP} warm-up steps, and write the trace to WORKDIR/profile",
+        help="profile N steps, after some warm-up steps, and write the trace to WORKDIR/profile",
     )
     add(
         "--data",
@@ -85,9 +83,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(
         "--captions",
-        choices=CAPTIONS,
+        choices=("categories",),
         default="",
-        help="; ".join(f"with --data, {name}: {text}" for name, text in CAPTIONS.items()),
+        help="with --data, categories: the names of the categories of a detection export are its sentences",
     )
     return parser
 
@@ -102,6 +100,10 @@ def _fine_tune(args: argparse.Namespace, rest: Sequence[str], command: Sequence[
         raise InputError("--data needs --images, the folder of the pictures")
     if args.distributed:
         raise InputError("--data prepares data on one machine; train on several with --config WORKDIR/config.json")
+
+    from instancevg_jax.runtime.compilation import keep_compiled_programs
+    from instancevg_jax.training import own_data
+
     keep_compiled_programs()
     files = _files(args.data)
     own_data.fine_tune(

@@ -8,8 +8,6 @@ from instancevg_jax.answers.draw import TrueObjects, draw_grounding, write_pictu
 from instancevg_jax.answers.grounding import Grounding
 from instancevg_jax.evaluation.metrics import FAILED, TASKS, Row
 
-CHOICES = ("all", "failures")
-
 
 def drawer(folder: Path, source: Split, task: str, choice: str) -> Callable[[int, Grounding, Row], None]:
     """A function for `Evaluator`'s `on_answer` that draws a record into FOLDER/RECORD.jpg.

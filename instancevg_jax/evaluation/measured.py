@@ -55,7 +55,7 @@ class ExtraOutputs:
     output: Path | None = None
     sweep: bool = False  # measure at other score thresholds too
     coco: bool = False  # write predictions_SPLIT.json in COCO's results format
-    draw: str | None = None  # one of `drawing.CHOICES`: draw answers into drawn/SPLIT
+    draw: str | None = None  # "all" or "failures": draw answers into drawn/SPLIT
 
 
 def measure_checkpoint(

@@ -24,6 +24,10 @@ CONFIG_HELP = (
     "a file configs/NAME.py[:VARIANT], a config by NAME[:VARIANT] (such as refcoco:large), or the config.json of a run; "
     "--config.SECTION.FIELD=VALUE overrides a field, see the list below"
 )
+DISTRIBUTED_HELP = (
+    "run as one of several processes: 'auto' (TPU pods, Slurm, Open MPI, Kubernetes), or "
+    "COORDINATOR_HOST:PORT,PROCESS_ID,NUM_PROCESSES"
+)
 WIDTH = 100  # characters of a line of --help
 OVERRIDE = "--config."
 

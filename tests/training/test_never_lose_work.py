@@ -22,7 +22,7 @@ from instancevg_jax import train
 from instancevg_jax.checkpoint import load_model
 from instancevg_jax.errors import InputError
 from instancevg_jax.runtime import command_line
-from instancevg_jax.training import resume
+from instancevg_jax.training import loop, resume
 from instancevg_jax.training.stop import Terminated, Termination
 from tests.test_train import SMALL
 
@@ -268,7 +268,7 @@ def test_training_works_in_a_thread_and_takes_a_batch_size_per_device(tmp_path):
     config = command_line.override(shapes.get_config(), [*overrides, "--config.train.batch_size_per_device=4"])
     config.train.batch_size, config.train.num_steps = 12, 2
     with ThreadPoolExecutor() as pool:
-        results = pool.submit(train.train, config, tmp_path).result()
+        results = pool.submit(loop.train, config, tmp_path).result()
     assert results is not None
     assert set(results) == {"val"}
     assert newest(tmp_path) == 2
