@@ -55,8 +55,6 @@ def explain(error: BaseException) -> str:
     """The cause of an error in one line, if the user can do something about it; "" if it is a fault of this program."""
     if isinstance(error, InputError):
         return str(error)
-    if isinstance(error, ModuleNotFoundError) and error.name == "fcntl":
-        return "this command locks its folder, which needs Linux or macOS; on Windows, use WSL"
     if isinstance(error, OSError) and error.strerror:
         return f"{os.fsdecode(error.filename)}: {error.strerror}" if error.filename else f"output: {error.strerror}"
     if isinstance(error, MemoryError):
