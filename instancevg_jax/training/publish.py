@@ -48,12 +48,8 @@ class Publisher:
         """Publish the model, measure it on the validation splits, and keep it where it is the best so far."""
         model = self._publish(state, step)
         names = self._plan.validation_splits
-        results = {split: self._measure(model, step, split) for split in names}
-        for split, metrics in results.items():
-            self._log.scalars(step, split, metrics)
-            say(f"step {self._plan.position(step)}, {split}: {summary(metrics)}")
+        results = self._measure_and_log(model, step, names)
         if names and sharding.is_first_process():
-            self._log_pictures(model, step, names[0])
             for folder, metric in best_metrics(self._plan.config).items():
                 self._keep_if_best(folder, metric, model, step, results)
         sharding.wait_for_all("the model is validated")
@@ -67,12 +63,7 @@ class Publisher:
         if self._plan.eval_every and folders:
             return self._measure_best(folders)
         model = self._publish(state, step)
-        results = {split: self._measure(model, step, split) for split in self._plan.config.data.eval_splits}
-        for split, metrics in results.items():
-            self._log.scalars(step, split, metrics)
-            say(f"step {self._plan.position(step)}, {split}: {summary(metrics)}")
-        if results and sharding.is_first_process():
-            self._log_pictures(model, step, next(iter(results)))
+        results = self._measure_and_log(model, step, self._plan.config.data.eval_splits)
         sharding.wait_for_all("the last model is measured")
         return results
 
@@ -96,6 +87,16 @@ class Publisher:
         model = nnx.merge(self._graph, *weights)
         self._save("checkpoint", model, step, {})
         return model
+
+    def _measure_and_log(self, model: InstanceVG, step: int, names: Sequence[str]) -> Results:
+        """The metrics of the model after a step on some splits, and pictures of the first of these."""
+        results = {split: self._measure(model, step, split) for split in names}
+        for split, metrics in results.items():
+            self._log.scalars(step, split, metrics)
+            say(f"step {self._plan.position(step)}, {split}: {summary(metrics)}")
+        if names and sharding.is_first_process():
+            self._log_pictures(model, step, names[0])
+        return results
 
     def _measure(self, model: InstanceVG, step: int, split: str) -> dict[str, float]:
         """The metrics on a split of the model after a step."""
