@@ -32,6 +32,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     from instancevg_jax.runtime import sharding
     from instancevg_jax.runtime.compilation import keep_compiled_programs
 
+    if not args.checkpoint and not args.predictions:
+        raise InputError("--checkpoint is required, unless --predictions is given; see --help")
     settings = args.config
     if not settings and args.checkpoint:
         settings = str(checkpoint.find_checkpoint(args.checkpoint) / checkpoint.CONFIG)
@@ -107,8 +109,6 @@ def _check_options(config: Config, args: argparse.Namespace) -> None:
             raise InputError(f"--{name} writes into the directory of --output; expected that too")
     if not config.data.eval_splits:
         raise InputError("data.eval_splits is empty; expected at least one split")
-    if not args.checkpoint and not args.predictions:
-        raise InputError("--checkpoint is required, unless --predictions is given; see --help")
     if args.predictions and (args.checkpoint or args.compare or args.coco or args.draw or args.sweep):
         raise InputError("--predictions cannot be combined with --checkpoint, --compare, --coco, --draw or --sweep")
 

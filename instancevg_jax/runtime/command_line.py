@@ -6,9 +6,11 @@ project (NAME[:VARIANT], such as refcoco:large).
 
 import argparse
 import ast
+import difflib
 import importlib
 import importlib.util
 import pkgutil
+import re
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -50,7 +52,7 @@ def parser_of(command: str, description: str) -> argparse.ArgumentParser:
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """The options on a command line, and the other arguments, which `values_of` and `override` take.
 
-    Raises InputError for an option without a valid value; SystemExit after `--help`.
+    Raises InputError for an unknown option, and for one without a valid value; SystemExit after `--help`.
     """
     try:
         args, rest = parser.parse_known_args(argv)
@@ -60,6 +62,10 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argpars
         parser.epilog = _help_of(load_config(args.config) if args.config else Config())
         parser.print_help()
         sys.exit(0)
+    for name in (argument.partition("=")[0] for argument in rest):
+        if name.startswith("--") and not name.startswith(OVERRIDE):
+            near = difflib.get_close_matches(name, re.findall(r"--[\w-]+", parser.format_usage()), n=1)
+            raise InputError(f"unknown option {name}; {f'did you mean {near[0]}?' if near else 'see --help'}")
     return args, rest
 
 

@@ -95,7 +95,7 @@ def test_an_older_config_json_keeps_its_meaning(tmp_path):
         (["--config=shapes", "--config.optim.eps=nan"], "optim.eps is nan; expected a finite number"),
         (["--config=shapes", "--steps=many"], "argument --steps: invalid int value: 'many'"),
         (["--config=shapes", "--config.train.seed=-1"], "train.seed is -1; expected at least 0"),
-        (["--config=shapes", "--stesp=3"], "unexpected argument '--stesp'"),
+        (["--config=shapes", "--stesp=3"], "unknown option --stesp; did you mean --steps?"),
         (["--config=shapes", "more"], "unexpected argument 'more'"),
     ],
 )
