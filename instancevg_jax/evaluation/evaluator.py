@@ -212,7 +212,10 @@ class _Measures:
             if self._sweep:
                 self._sweep.update(sized[own], resize_levels(answered.passed[i], *size), truth, record)
             if self._on_answer:
-                self._on_answer(record, self._grounding(answered.predictions[own], i, record), rows[own])
+                shown = self._source.describe(record)
+                always = TASKS[self._settings.task].always_answers
+                grounding = to_original_size(answered.predictions[own], i, shown.height, shown.width, always)
+                self._on_answer(record, grounding, rows[own])
 
     def _truth(self, truth: Truth, record: int) -> Truth:
         """The truth at the resolution of the comparison; `truth` is at the network's."""
@@ -220,11 +223,6 @@ class _Measures:
             return truth
         boxes, mask = self._source.truth(record)
         return Truth(boxes, mask, truth.empty)
-
-    def _grounding(self, predictions: Predictions, i: int, record: int) -> Grounding:
-        described = self._source.describe(record)
-        always = TASKS[self._settings.task].always_answers
-        return to_original_size(predictions, i, described.height, described.width, always)
 
     def result(self, split: str, seconds: float) -> Evaluation:
         """The summary of all processes' records."""

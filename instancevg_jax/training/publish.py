@@ -118,7 +118,11 @@ class Publisher:
         values = [metrics[metric] for metrics in results.values() if not math.isnan(metrics[metric])]
         score = sum(values) / len(values) if values else -math.inf
         if score > self._best_so_far(folder, metric, list(results)):
-            best = {"metric": metric, "value": score, "splits": {s: _without_nan(m) for s, m in results.items()}}
+            finite = {
+                split: {name: None if math.isnan(value) else value for name, value in metrics.items()}
+                for split, metrics in results.items()
+            }
+            best = {"metric": metric, "value": score, "splits": finite}
             self._save(folder, model, step, {"best": best})
             say(f"step {step}: best {metric} so far ({score:.2f}), kept as {folder}")
 
@@ -150,7 +154,3 @@ class Publisher:
             truth = TrueObjects(one.boxes_xyxy, one.masks)
             picture = draw_grounding(one.picture, grounding, one.expression, truth)
             self._log.picture(step, f"{split}/{record}", picture)
-
-
-def _without_nan(metrics: dict[str, float]) -> dict[str, float | None]:
-    return {name: None if math.isnan(value) else value for name, value in metrics.items()}
