@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from instancevg_jax.errors import InputError
 from instancevg_jax.files import locked
 
 _PARTS = ("pictures", "referring")
@@ -17,8 +18,11 @@ def side_folder(data_dir: Path, family: str) -> Iterator[Path]:
     Raises InputError where it cannot be written or another process holds it.
     """
     side = data_dir / ".preparing" / family
+    try:
+        side.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{data_dir}: cannot be written ({error.strerror}); expected a folder to write to") from error
     with locked(side.parent / f"{family}.lock", "another prepare is writing there; wait for it to end"):
-        side.mkdir(exist_ok=True)
         yield side
 
 

@@ -60,7 +60,7 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argpars
         raise InputError(f"{error}; see --help") from error
     if args.help:
         parser.epilog = _help_of(load_config(args.config) if args.config else Config())
-        parser.print_help()
+        print(parser.format_help(), end="")  # print_help hides a full disk
         sys.exit(0)
     for name in (argument.partition("=")[0] for argument in rest):
         if name.startswith("--") and not name.startswith(OVERRIDE):
