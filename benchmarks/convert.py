@@ -69,15 +69,15 @@ def make_tokenizer(path: Path, ids: int, start: Path = TOKENIZER_PATH) -> None:
 
 def measure(command: Sequence[str | Path]) -> tuple[float, int]:
     """Seconds and peak resident bytes of a process. Raises InputError with what it says where it fails."""
-    with tempfile.TemporaryFile("w+") as said:
+    with tempfile.TemporaryFile("w+") as output:
         start = time.monotonic()
-        process = subprocess.Popen([sys.executable, *map(str, command)], stdout=said, stderr=subprocess.STDOUT)
+        process = subprocess.Popen([sys.executable, *map(str, command)], stdout=output, stderr=subprocess.STDOUT)
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.monotonic() - start
         process.returncode = os.waitstatus_to_exitcode(status)
-        said.seek(0)
+        output.seek(0)
         if process.returncode:
-            raise InputError(f"{command[1]} failed: {said.read().strip().splitlines()[-1]}")
+            raise InputError(f"{command[1]} failed: {output.read().strip().splitlines()[-1]}")
     return seconds, usage.ru_maxrss * RSS_UNIT
 
 
@@ -88,12 +88,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--kind", choices=("grefcoco", "refcoco"), help="default: refcoco for large, else grefcoco")
     parser.add_argument("--repeat", type=int, default=3, help="runs of each; the fastest and the greatest peak count")
     parser.add_argument("--dir", help="where to write the files (3 times the weights); default: the temporary folder")
-    given = parser.parse_args(argv)
+    args = parser.parse_args(argv)
     if importlib.util.find_spec("torch") is None:
         raise InputError("torch is not installed; expected the extra torch (pip install -e '.[torch]')")
-    config = settings(given.size, given.kind or ("refcoco" if given.size == "large" else "grefcoco"))
+    config = settings(args.size, args.kind or ("refcoco" if args.size == "large" else "grefcoco"))
     count = sum(int(np.prod(shape)) for shape in export.expected_shapes(config).values())
-    with tempfile.TemporaryDirectory(dir=given.dir) as name:
+    with tempfile.TemporaryDirectory(dir=args.dir) as name:
         folder = Path(name)
         source, spm, settings_file = folder / "latest.pth", folder / "model.spm", folder / "config.json"
         # in a process of its own: a child's peak begins with what its parent holds
@@ -110,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"{count:,} values, {4 * count / GIB:.2f} GiB; the file has {source.stat().st_size / GIB:.2f} GiB")
         print("what | seconds | peak GiB | peak / parameters", flush=True)
         for what, command in commands.items():
-            runs = [measure(command) for _ in range(given.repeat)]
+            runs = [measure(command) for _ in range(args.repeat)]
             seconds, peak = min(run[0] for run in runs), max(run[1] for run in runs)
             print(f"{what} | {seconds:.1f} | {peak / GIB:.2f} | {peak / (4 * count):.2f}", flush=True)
 

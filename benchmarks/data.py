@@ -1,11 +1,11 @@
-"""Examples a second from JPEG to batch, against the original's steps in a torch DataLoader, on the same cores.
+"""Examples per second from JPEG to batch, against the original's steps in a torch DataLoader, on the same cores.
 
     python -m benchmarks.data --annotations grefs/instance.json --images train2014 --tokenizer beit3.spm [--cores 2]
 
 Needs the extra `torch` for the last row. The original's steps are done again here with OpenCV, pycocotools and numpy, in its
 order (loading.py, transforms.py): decode, draw the merged mask and each object's, encode them, resize, encode again,
-normalize, stack. "cached": every picture is in memory, as in a later epoch when the cache holds all. "first epoch": all of one,
-its start included, with an empty cache, which then decodes each picture once and not once a sentence, as training does by default.
+normalize, stack. "cached": every picture is in memory, as in a later epoch if the cache holds all. "first epoch": a complete
+epoch, with its start, and an empty cache, so that each picture is decoded once and not once per sentence, as in training.
 """
 
 import argparse
@@ -93,7 +93,7 @@ def original(records: list[Record], images: Path, tokenizer: Tokenizer, cores: i
 
 
 def measure(make: Callable[[], Iterator[Any]], seconds: float) -> float:
-    """Examples a second, after a warm-up of eight batches."""
+    """Examples per second, after a warm-up of eight batches."""
     stream = make()
     for _ in range(8):
         next(stream)
@@ -105,7 +105,7 @@ def measure(make: Callable[[], Iterator[Any]], seconds: float) -> float:
 
 
 def measure_epoch(stream: Iterator[Any]) -> float:
-    """Examples a second of a stream that ends."""
+    """Examples per second of a stream that ends."""
     start = time.perf_counter()
     count = sum(int(batch.example_weight.sum()) for batch in stream)
     return count / (time.perf_counter() - start)

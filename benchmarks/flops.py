@@ -1,4 +1,4 @@
-"""Floating-point operations and bytes of a model: the compiler's count beside a formula, and what follows for accelerators.
+"""Floating-point operations and bytes of a model: the compiler's count next to a formula, and what follows for accelerators.
 
     python -m benchmarks.flops [--batch 16]
 
@@ -25,10 +25,10 @@ class Chip(NamedTuple):
     """Published peaks of one chip."""
 
     name: str
-    flops: float  # dense bfloat16, a second
-    bandwidth: float  # of its memory, bytes a second
+    flops: float  # per second, dense bfloat16
+    bandwidth: float  # of its memory, bytes per second
     memory: float  # bytes
-    link: float  # to other chips, bytes a second in all directions together
+    link: float  # to other chips, bytes per second in all directions together
 
 
 # Sources: Google Cloud's documentation of TPU v5e and v5p; NVIDIA's data sheet of H100 SXM.
@@ -71,16 +71,16 @@ def compiler_counts(config: Config, batch: int) -> tuple[float, float, int]:
     model = nnx.eval_shape(lambda: InstanceVG(config.model, rngs=nnx.Rngs(0)))
     graph, params, stats = train_state.split_model(model)
     config.train.batch_size, mesh = batch, sharding.make_mesh()
-    given = abstract_batch(config, mesh)
+    shapes = abstract_batch(config, mesh)
 
     def forward(params, stats, images, token_ids, token_mask):
         return nnx.merge(graph, params, stats)(images, token_ids, token_mask)
 
-    lowered = jax.jit(forward).lower(params, stats, given.images, given.token_ids, given.token_mask)
+    lowered = jax.jit(forward).lower(params, stats, shapes.images, shapes.token_ids, shapes.token_mask)
     optimizer = optim.make_optimizer(config.optim, params, steps_per_epoch=1, num_steps=1)
     state = train_state.abstract(params, stats, optimizer, 0.0, mesh)
     step = train_state.make_train_step(graph, config, optimizer, mesh, state)
-    analyses = [lowered.cost_analysis(), step.lower(state, given).cost_analysis()]
+    analyses = [lowered.cost_analysis(), step.lower(state, shapes).cost_analysis()]
     forward_count, step_count = (float((analysis or {}).get("flops", float("nan"))) for analysis in analyses)
     return forward_count, step_count, sum(leaf.size for leaf in jax.tree.leaves(params))
 
@@ -95,21 +95,21 @@ def report(name: str, config: Config, batch: int, mfu: float) -> None:
     )
     for part, count in parts.items():
         print(f"  {part:24} {count / 1e9:8.2f} GFLOP   {count / formula:5.1%}")
-    print(f"  {'forward, formula':24} {formula / 1e9:8.2f} GFLOP an example")
+    print(f"  {'forward, formula':24} {formula / 1e9:8.2f} GFLOP per example")
     print(
         f"  {'forward, compiler':24} {forward / batch / 1e9:8.2f} GFLOP   {forward / batch / formula:.3f} of the formula"
     )
-    print(f"  {'step, 3 x formula':24} {3 * formula / 1e9:8.2f} GFLOP an example")
+    print(f"  {'step, 3 x formula':24} {3 * formula / 1e9:8.2f} GFLOP per example")
     ratio = step / batch / formula / 3
     print(f"  {'step, compiler':24} {step / batch / 1e9:8.2f} GFLOP   {ratio:.3f} of 3 x the formula")
     scale(3 * formula * batch, params, batch, mfu)
 
 
 def scale(work: float, params: int, batch: int, mfu: float) -> None:
-    """Print what a step of `work` FLOPs a chip would take: arithmetic on published peaks, nothing measured."""
+    """Print what a step of `work` FLOPs per chip would take: arithmetic on published peaks, nothing measured."""
     state = 4 * 5 * params  # parameters, gradients and three moments of AMSGrad, float32
-    traffic = 2 * state  # read and written once a step
-    print(f"  state {state / 1e9:.2f} GB; {batch} examples a chip, {mfu:.0%} of the peak assumed")
+    traffic = 2 * state  # read and written once per step
+    print(f"  state {state / 1e9:.2f} GB; {batch} examples per chip, {mfu:.0%} of the peak assumed")
     print(
         f"  {'':15} {'at peak':>9} {'expected':>9} {'examples/s':>10} {'state':>8} {'all-reduce':>10} {'FLOP/byte':>9}"
         f" {'balance':>7}"
@@ -127,7 +127,7 @@ def scale(work: float, params: int, batch: int, mfu: float) -> None:
 def main() -> None:
     """The command: prints the tables of base and large."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.flops", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--batch", type=int, default=16, help="examples a chip")
+    parser.add_argument("--batch", type=int, default=16, help="examples per chip")
     parser.add_argument("--mfu", type=float, default=0.4, help="the share of a chip's peak that is assumed")
     args = parser.parse_args()
     report("gRefCOCO, base", grefcoco.get_config(), args.batch, args.mfu)

@@ -100,7 +100,7 @@ def state_on_device(state: train_state.TrainState) -> float:
 
 
 def temporary(step: train_state.Step, state: train_state.TrainState, batch: Batch) -> tuple[float, float]:
-    """GiB a device of everything that lives only during a step, and the seconds it took to compile."""
+    """GiB per device of everything that lives only during a step, and the seconds it took to compile."""
     start = time.monotonic()
     memory = step.lower(state, batch).compile(FAST).memory_analysis()
     return memory.temp_size_in_bytes / GIB, time.monotonic() - start
@@ -112,27 +112,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--sizes", default="base", help="base, large or both, by commas")
     parser.add_argument("--devices", default="1,8,64", help="numbers of devices, by commas")
     parser.add_argument("--batch-per-device", type=int, default=2)
-    parser.add_argument("--state-only", action="store_true", help="compile nothing, which takes minutes a row")
-    given = parser.parse_args(argv)
-    counts = [int(count) for count in given.devices.split(",")]
-    sizes = given.sizes.split(",")
+    parser.add_argument("--state-only", action="store_true", help="compile nothing, which takes minutes per row")
+    args = parser.parse_args(argv)
+    counts = [int(count) for count in args.devices.split(",")]
+    sizes = args.sizes.split(",")
     for size in sizes:
         if size not in ("base", "large"):
             raise InputError(f"--sizes has {size!r}; expected base or large")
     jax.config.update("jax_num_cpu_devices", max(counts))
-    print("size | compute dtype | remat | GiB an example kept for the backward pass", flush=True)
+    print("size | compute dtype | remat | GiB per example kept for the backward pass", flush=True)
     for size, dtype in itertools.product(sizes, ("float32", "bfloat16")):
         for remat in layers.REMAT:
             print(size, dtype, remat, f"{kept(size, remat, dtype):.3f}", sep=" | ", flush=True)
-    print(*COLUMNS, *(() if given.state_only else COMPILED_COLUMNS), sep=" | ", flush=True)
+    print(*COLUMNS, *(() if args.state_only else COMPILED_COLUMNS), sep=" | ", flush=True)
     for size in sizes:
         for devices in counts:
             for data, fsdp in dict.fromkeys([(devices, 1), (1, devices)]):
                 mesh = sharding.make_mesh(data, fsdp, jax.devices()[:devices])
-                config = settings(size, given.batch_per_device * devices)
+                config = settings(size, args.batch_per_device * devices)
                 state, step = abstract_step(config, mesh)
-                row = (size, devices, f"{data} x {fsdp}", given.batch_per_device, f"{state_on_device(state):.2f}")
-                if given.state_only:
+                row = (size, devices, f"{data} x {fsdp}", args.batch_per_device, f"{state_on_device(state):.2f}")
+                if args.state_only:
                     print(*row, sep=" | ", flush=True)
                     continue
                 during, seconds = temporary(step, state, abstract_batch(config, mesh))

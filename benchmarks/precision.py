@@ -27,12 +27,12 @@ def main(argv: Sequence[str]) -> None:
     """The command: trains twice and prints the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.precision", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--steps", type=int, default=1000)
-    given, more = parser.parse_known_args(argv)
+    args, more = parser.parse_known_args(argv)
     logged = {}
     with tempfile.TemporaryDirectory() as folder:
         for dtype in DTYPES:
             workdir = Path(folder) / dtype
-            settings = [f"--config.train.num_steps={given.steps}", f"--config.model.compute_dtype={dtype}", *more]
+            settings = [f"--config.train.num_steps={args.steps}", f"--config.model.compute_dtype={dtype}", *more]
             train.main(["--config=configs/shapes.py", *settings, f"--workdir={workdir}"])
             logged[dtype] = rows(workdir)
     print(f"\n{'':12}" + "".join(dtype.rjust(10) for dtype in DTYPES))

@@ -1,4 +1,4 @@
-"""Weights in and out: `python -m convert beit3|instancevg|export`.
+"""Convert official weights to checkpoint directories, and export them back: `python -m convert beit3|instancevg|export`.
 
     python -m convert instancevg InstanceVG-grefcoco.pth DIR --tokenizer beit3.spm
     python -m convert beit3 beit3_base_patch16_224.zip DIR --tokenizer beit3.spm

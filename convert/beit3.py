@@ -1,4 +1,4 @@
-"""Where each weight of an official BEiT-3 file lives in ours. Source: microsoft/unilm, beit3/modeling_utils.py."""
+"""The name in our model of each weight of an official BEiT-3 file. Source: microsoft/unilm, beit3/modeling_utils.py."""
 
 from convert.instancevg import backbone_rules
 from convert.rules import Ignore, RuleTable

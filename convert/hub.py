@@ -1,4 +1,4 @@
-"""From a name, a file or a folder to a checkpoint directory on this machine."""
+"""Finds the checkpoint directory of a name, a file or a folder, and downloads and converts what is missing."""
 
 import hashlib
 import os
@@ -29,11 +29,11 @@ class Known:
     """Weights that their authors published.
 
     Attributes:
-        file: its name, in whatever folder of the repository.
+        file: its name, in any folder of the repository.
         config: a config of configs/, with its variant.
         repository: on the Hugging Face hub; "" for a file that is not there.
-        url: where it is instead.
-        licence: of the repository that publishes it.
+        url: folder of a file that is not on the hub.
+        licence: that of the repository that publishes it.
         source: the page that names the file.
     """
 
@@ -100,7 +100,7 @@ def local_checkpoint(source: str | Path, *, tokenizer: str | Path | None = None,
 
 
 def _converted(name: str, path: Path, tokenizer: str | Path | None, config: Config | None) -> Path:
-    """The directory of an official file, made unless it is there."""
+    """The checkpoint directory of an official file, which is converted if necessary."""
     directory = _directory(name, official.digest(path), tokenizer, config)
     if is_checkpoint(directory):
         return directory
@@ -113,14 +113,14 @@ def _converted(name: str, path: Path, tokenizer: str | Path | None, config: Conf
 
 
 def _directory(name: str, digest: str, tokenizer: str | Path | None, config: Config | None) -> Path:
-    """Where the conversion of a file with that digest goes: another one for another tokenizer or config."""
+    """The directory for the conversion of a file with this digest, which depends on the tokenizer and the config too."""
     spm = official.digest(Path(tokenizer).expanduser()) if tokenizer else ""
     key = "\n".join((digest, spm, configs.to_json(config) if config else ""))
     return cache_directory() / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
 
 
 def local_file(source: str) -> Path:
-    """`source` itself if it is a path; for hf://OWNER/REPOSITORY/PATH the downloaded file (cached, resumed, with progress).
+    """`source` itself if it is a path; for hf://OWNER/REPOSITORY/PATH the file in the hub's cache, downloaded if necessary.
 
     Raises InputError without a network, or for a file that is not there.
     """
@@ -136,7 +136,7 @@ def local_file(source: str) -> Path:
         return Path(hub.hf_hub_download("/".join(parts[:2]), "/".join(parts[2:])))
     except hub.errors.LocalEntryNotFoundError as error:
         raise InputError(f"{source}: no network, and not downloaded before") from error
-    except Exception as error:  # its own, and those of whichever library it sends requests with
+    except Exception as error:  # its own errors and those of its HTTP library
         raise InputError(f"{source}: cannot be downloaded ({first_line(error)})") from error
 
 
@@ -167,7 +167,7 @@ def find_tokenizer(weights: Path, given: str | Path | None, config: Config, down
 
 
 def _download(name: str, known: Known) -> Path:
-    """The file of a known name, in the hub's own cache: resumed, with progress."""
+    """The file of a known name in the hub's cache, downloaded if necessary."""
     if not known.repository:
         raise InputError(f"{name}: not on the hub; download {known.url}{known.file} and give the path of that file")
     print(f"{name}: {known.file} of {known.source}, licence {known.licence}", file=sys.stderr)
@@ -180,7 +180,7 @@ def _download(name: str, known: Known) -> Path:
         return Path(hub.hf_hub_download(known.repository, found[0]))
     except InputError:
         raise
-    except Exception as error:  # its own, and those of whichever library it sends requests with
+    except Exception as error:  # its own errors and those of its HTTP library
         weights = f"hf download {known.repository} --include '*{known.file}' --local-dir weights"
         raise InputError(
             f"{name}: cannot be downloaded ({first_line(error)}); with a network run `{weights}` and "
@@ -189,9 +189,9 @@ def _download(name: str, known: Known) -> Path:
 
 
 def _hub() -> ModuleType:
-    """The library, imported when it is needed, since that takes a second."""
+    """The library huggingface_hub, imported on first use because that takes about a second."""
     import huggingface_hub
     from huggingface_hub.utils import logging
 
-    logging.set_verbosity_error()  # its retries would say the same five times
+    logging.set_verbosity_error()  # it would report every retry
     return huggingface_hub

@@ -1,7 +1,7 @@
-"""Where each weight of the original InstanceVG (and of BEiT-3 in it) lives in ours.
+"""The name in our model of each weight of the original InstanceVG, including its BEiT-3.
 
-Keys on the left are the original's, `{e}` is its expert A (image) or B (text), `{i}` and `{j}` are numbers; paths on the right are
-those of `InstanceVG`'s state. Source: state_dict of Dmmm1997/InstanceVG, commit 49fd8fa.
+Keys on the left are the original's, with A for its image expert and B for its text expert; paths on the right are those of
+`InstanceVG`'s state. `{i}` and `{j}` are numbers. Source: state_dict of Dmmm1997/InstanceVG, commit 49fd8fa.
 """
 
 from convert.rules import Ignore, Rule, RuleTable

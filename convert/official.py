@@ -1,4 +1,4 @@
-"""An official file -> a checkpoint directory: read, recognize, rename, fit to the config's picture size, save."""
+"""Converts an official file to a checkpoint directory: reads, recognizes, renames, resizes for the config's pictures, saves."""
 
 import hashlib
 import math
@@ -20,8 +20,8 @@ from instancevg_jax.models.positions import FIRST_ROWS, Grid, fit_backbone
 
 TABLES = {"beit3": beit3.TABLE, "instancevg": instancevg.TABLE}
 BACKBONE = "backbone."
-BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "empty_weight")  # no average holds them
-MOST_PADDING = 10  # rows of the text embedding without a token: BEiT-3 has 64,010 rows, its tokenizer 64,003 ids
+BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "empty_weight")  # averaged weights lack them
+MOST_PADDING = 10  # unused rows of the text embedding: BEiT-3 has 64,010 rows, its tokenizer 64,003 ids
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def convert(
         verbose: report all tensors that do not fit, not only the first three.
 
     Raises:
-        InputError: the file does not fit the config or the tokenizer, has values that are not weights, or writing fails.
+        InputError: the file does not fit the config or the tokenizer, has values that are not finite floats, or writing fails.
     """
     source, kind, state = str(weights.path), weights.found.kind, weights.state
     recognize.check_size(weights.found, config.model, source)
@@ -143,7 +143,7 @@ def _stored_model(found: Recognized, model: ModelConfig, source: str) -> ModelCo
 
 
 def _left_out(weights: Weights, config: Config) -> dict[str, np.ndarray]:
-    """The original's tensors that have no place in ours, kept for an export."""
+    """The original's tensors that our model lacks, kept for an export."""
     left_out, unused = rules.ignored_values(weights.state, instancevg.TABLE), export.unused_tensors(config)
     for key, value in left_out.items():
         wanted = unused.get(key)

@@ -1,7 +1,7 @@
-"""What a file of official weights contains: BEiT-3 or InstanceVG, of which size, and the matching config.
+"""Recognizes the model in a file of official weights, BEiT-3 or InstanceVG, its size, and the matching config.
 
-It is inferred from the names and shapes of the tensors, which do not show the numbers of attention heads and of tokens. These are
-known for the published sizes, so only published models are recognized without a config.
+It is inferred from the names and shapes of the tensors, which do not show the numbers of attention heads and tokens. Those are
+known for the published sizes only, so only published models are recognized without a config.
 """
 
 import importlib
@@ -15,11 +15,11 @@ from instancevg_jax.config import Config, ModelConfig, base, large
 from instancevg_jax.errors import InputError
 from instancevg_jax.models.positions import FIRST_ROWS
 
-Kind = Literal["beit3", "instancevg"]
+ModelKind = Literal["beit3", "instancevg"]
 T = TypeVar("T")
 
-NAMES: dict[Kind, str] = {"beit3": "BEiT-3", "instancevg": "InstanceVG"}
-BACKBONES: dict[Kind, str] = {"beit3": "beit3", "instancevg": "vis_enc.beit3"}
+NAMES: dict[ModelKind, str] = {"beit3": "BEiT-3", "instancevg": "InstanceVG"}
+BACKBONES: dict[ModelKind, str] = {"beit3": "beit3", "instancevg": "vis_enc.beit3"}
 WRAPPERS = frozenset({"_orig_mod", "module"})  # of torch.compile and DistributedDataParallel, at any depth
 POSITIONS, PATCHES = "encoder.embed_positions.A.weight", "vision_embed.proj.weight"
 SIZES = {"base": base(), "large": large()}
@@ -29,7 +29,7 @@ SIZES = {"base": base(), "large": large()}
 class Recognized:
     """Sizes inferred from a file's tensors. None: the tensor that shows it is missing or has too few dimensions."""
 
-    kind: Kind
+    kind: ModelKind
     width: int | None
     depth: int
     patch_size: int | None
@@ -68,7 +68,7 @@ def plain_names(state: Mapping[str, T]) -> dict[str, T]:
     ):
         names = {key: parts[1:] for key, parts in names.items()}
     plain = {".".join(parts): state[key] for key, parts in names.items()}
-    if "text_embed.weight" in plain:  # a backbone that was saved by itself
+    if "text_embed.weight" in plain:  # a backbone that was saved alone
         plain = {f"beit3.{key}": value for key, value in plain.items()}
     return plain if len(plain) == len(state) and "" not in plain else dict(state)
 
@@ -76,7 +76,7 @@ def plain_names(state: Mapping[str, T]) -> dict[str, T]:
 def recognize(state: Mapping[str, Tensor], source: str) -> Recognized:
     """The model of a state dict with `plain_names`. Raises InputError naming `source` for anything but the two models."""
     if any(key.startswith(f"{BACKBONES['instancevg']}.") for key in state):
-        kind: Kind = "instancevg"
+        kind: ModelKind = "instancevg"
     elif any(key.startswith(f"{BACKBONES['beit3']}.") for key in state):
         kind = "beit3"
     else:
@@ -96,7 +96,7 @@ def recognize(state: Mapping[str, Tensor], source: str) -> Recognized:
     )
 
 
-def check_kind(found: Recognized, kind: Kind, source: str) -> None:
+def check_kind(found: Recognized, kind: ModelKind, source: str) -> None:
     """Raise InputError, naming the right command, if a file holds the other model."""
     if found.kind == kind:
         return

@@ -166,7 +166,11 @@ def to_target(
 
 def differing_aliases(state: Mapping[str, Tensor], found: Assignment) -> Iterator[str]:
     """The aliases whose tensor differs from the one they should equal."""
-    return (key for key, canonical in found.aliases.items() if not _equal(state[key], state[canonical]))
+    return (
+        key
+        for key, canonical in found.aliases.items()
+        if not np.array_equal(np.asarray(state[key]), np.asarray(state[canonical]))
+    )
 
 
 def check(found: Assignment, source: str) -> None:
@@ -267,10 +271,6 @@ def _convert(value: Tensor, transform: LayoutChange, key: str, source: str) -> n
 def _as_float32(value: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore", invalid="ignore"):
         return value.astype(np.float32, copy=False)
-
-
-def _equal(first: Tensor, second: Tensor) -> bool:
-    return first.shape == second.shape and np.array_equal(np.asarray(first), np.asarray(second))
 
 
 def classify(key: str, table: RuleTable) -> Rule | Ignore | str | None:

@@ -40,7 +40,7 @@ def batches(
     """Batches of `batch_size` examples for this shard.
 
     The order depends on `seed` alone, not on the number of workers and shards: it is shuffled anew for each epoch, and
-    shard s takes items s, s + shard_count, ... Batches run on across epochs. The last one is filled up with copies of the
+    shard s takes items s, s + shard_count, ... Batches may span epochs. The last one is filled up with copies of the
     first item at `example_weight` 0, so that all shards give the same number of batches of the same shape.
     Unshuffled, row r of this shard's batch k is item (k * batch_size + r) * shard_count + shard_index of the source.
 
@@ -73,7 +73,9 @@ def batches(
     if missing:
         filling = grain.MapDataset.source(_Weighted(source, 0.0, missing))
         items = grain.MapDataset.concatenate([items, filling])
-    examples = items.random_map(_Example(transform))[shard_index::shard_count].batch(batch_size, batch_fn=stack)
+    examples = items.random_map(_WeightedTransform(transform))[shard_index::shard_count].batch(
+        batch_size, batch_fn=stack
+    )
     reading = grain.ReadOptions(num_threads=num_workers, prefetch_buffer_size=num_workers + _BATCHES_AHEAD)
     return iter(examples.to_iter_dataset(reading))
 
@@ -92,7 +94,7 @@ class _Weighted:
         return self._source[index], self._weight, index
 
 
-class _Example:
+class _WeightedTransform:
     """The transform, on an item with its weight and number."""
 
     def __init__(self, transform: MakeExample) -> None:

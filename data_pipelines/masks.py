@@ -19,7 +19,7 @@ MOST_PIXELS = 2**29  # of a picture or mask; pycocotools counts with 32 bits and
 
 
 def check_size(height: int, width: int) -> None:
-    """Raise InputError unless a picture of this size can have masks. pycocotools checks no sizes itself."""
+    """Raise InputError unless a picture of this size can have masks. pycocotools does not check sizes."""
     if height < 1 or width < 1 or height * width > MOST_PIXELS:
         raise InputError(
             f"a size of {width} x {height} pixels; expected at least 1 x 1 and at most {MOST_PIXELS:,} pixels"
@@ -109,7 +109,7 @@ def from_box(box: Box, height: int, width: int) -> RLE:
 
 def resize(mask: UInt8[np.ndarray, "h w"], height: int, width: int) -> Bool[np.ndarray, "H W"]:
     """Nearest-neighbour interpolation by OpenCV. Source: `BitmapMasks.resize` of mmdet, which the original calls."""
-    # transposed, because pycocotools returns columns: OpenCV need not copy them
+    # transposed, because pycocotools returns column-major arrays, which OpenCV would copy
     return cv2.resize(mask.T, (height, width), interpolation=cv2.INTER_NEAREST).T.view(bool)
 
 
@@ -131,7 +131,7 @@ def decode_resized(rle: RLE, height: int, width: int) -> Bool[np.ndarray, "H W"]
 
 
 def _check_near(coordinates: Iterable[float]) -> None:
-    """pycocotools stores every pixel along an edge, so that far coordinates would fill the memory."""
+    """Raise InputError for far coordinates: pycocotools stores every pixel along an edge and would fill the memory."""
     farthest = max(map(abs, coordinates), default=0)
     if not farthest <= FARTHEST:
         raise InputError(f"a coordinate is {farthest:g} pixels; expected at most {FARTHEST:,}")

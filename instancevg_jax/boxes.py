@@ -1,7 +1,7 @@
 """Boxes: conversions, IoU and GIoU, on jax and on numpy arrays alike.
 
-Boxes are (cx, cy, w, h) or (x1, y1, x2, y2) in the last axis, in any unit as long as both sides share it. What is
-given as numpy comes back as numpy (the metrics and the host need no device), everything else as jax.
+Boxes are (cx, cy, w, h) or (x1, y1, x2, y2) in the last axis, in any unit that all arguments share. Numpy arrays give numpy
+arrays, so that metrics need no device; everything else gives jax arrays.
 """
 
 from types import ModuleType
@@ -30,7 +30,7 @@ def xyxy_to_cxcywh(boxes: Float[Array, "*n 4"]) -> Float[Array, "*n 4"]:
 
 
 def area(boxes_xyxy: Float[Array, "*n 4"]) -> Float[Array, "*n"]:
-    """Width times height; negative sides are not mended."""
+    """Width times height; negative sides are not corrected."""
     return (boxes_xyxy[..., 2] - boxes_xyxy[..., 0]) * (boxes_xyxy[..., 3] - boxes_xyxy[..., 1])
 
 

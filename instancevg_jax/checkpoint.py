@@ -218,7 +218,7 @@ def _digest(path: Path) -> str:
 
 
 def _checkpointer() -> ocp.Checkpointer:
-    """One process reads or writes by itself: no barrier with the other hosts.
+    """A checkpointer for one process, without barriers between hosts.
 
     Arrays are written without a copy and without compression: trained weights shrink by 8 % only, and compressing them takes
     longer and needs as much memory again.

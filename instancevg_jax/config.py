@@ -5,13 +5,14 @@ official configs is set in configs/*.py. Command-line flags override single fiel
 """
 
 import dataclasses
+import difflib
 import json
 import math
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from instancevg_jax.errors import InputError, first_line
+from instancevg_jax.errors import InputError
 
 EMBEDDED = "shapes"  # data.name of the data set that comes with the package
 REMOVED = {  # settings of older versions -> the value at which they did nothing (None: any)
@@ -353,45 +354,58 @@ def load(path: str | Path) -> Config:
 
 
 def with_values(config: Config, values: typing.Mapping[str, typing.Any]) -> Config:
-    """A copy of `config` with other values, such as {"train.num_epochs": 3}. Raises InputError as `from_json` does."""
+    """A copy of `config` with other values, such as {"train.num_epochs": 3}.
+
+    Raises InputError as `value_of` and `check` do, and for a value of the wrong type.
+    """
     content = dataclasses.asdict(config)
     for name, value in values.items():
+        value_of(config, name)
         section, _, leaf = name.partition(".")
-        if name not in fields(config):
-            raise InputError(f"{name}: no such setting; see instancevg train --help")
         content[section][leaf] = value
-    try:
-        return from_json(json.dumps(content), "settings")
-    except TypeError as error:
-        raise InputError(f"settings: {first_line(error)}; expected numbers, strings and tuples of them") from error
+    changed = _from_dict(Config, content, "settings", "")
+    check(changed)
+    return changed
 
 
 def fields(config: Config) -> dict[str, tuple[dataclasses.Field, typing.Any]]:
     """Dotted name -> (the field, its value), of every setting."""
     sections = {section.name: getattr(config, section.name) for section in dataclasses.fields(config)}
     return {
-        f"{name}.{one.name}": (one, getattr(section, one.name))
+        f"{name}.{leaf.name}": (leaf, getattr(section, leaf.name))
         for name, section in sections.items()
-        for one in dataclasses.fields(section)
+        for leaf in dataclasses.fields(section)
     }
+
+
+def value_of(config: Config, name: str) -> typing.Any:
+    """The value of a dotted name. Raises InputError for an unknown one, suggesting a similar one."""
+    known = fields(config)
+    if name not in known:
+        leaf = name.rpartition(".")[2]
+        near = [other for other in known if other.rpartition(".")[2] == leaf]
+        near = near or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else "see instancevg train --help for all fields"
+        raise InputError(f"{name}: no such field; {hint}")
+    return known[name][1]
 
 
 def check(config: Config) -> None:
     """Raise InputError for the first setting that names no choice, is out of range, or does not fit another one."""
-    for name, (about, value) in fields(config).items():
-        for one in value if isinstance(value, tuple) else (value,):
-            _check_value(name, about.metadata, one)
-        if value == () and about.metadata["choices"]:
-            raise InputError(f"{name} is empty; expected at least one of {', '.join(about.metadata['choices'])}")
+    for name, (leaf, value) in fields(config).items():
+        for element in value if isinstance(value, tuple) else (value,):
+            _check_value(name, leaf.metadata, element)
+        if value == () and leaf.metadata["choices"]:
+            raise InputError(f"{name} is empty; expected at least one of {', '.join(leaf.metadata['choices'])}")
     _check_sizes(config.model)
 
 
-def _check_value(name: str, stated: typing.Mapping[str, typing.Any], value: typing.Any) -> None:
-    if stated["choices"] and value not in stated["choices"]:
-        raise InputError(f"{name} is {value!r}; expected one of {', '.join(stated['choices'])}")
+def _check_value(name: str, limits: typing.Mapping[str, typing.Any], value: typing.Any) -> None:
+    if limits["choices"] and value not in limits["choices"]:
+        raise InputError(f"{name} is {value!r}; expected one of {', '.join(limits['choices'])}")
     if isinstance(value, str | bool):
         return
-    least, most = stated["least"], stated["most"]
+    least, most = limits["least"], limits["most"]
     if isinstance(value, float) and not math.isfinite(value):
         raise InputError(f"{name} is {value}; expected a finite number")
     if not least <= value <= most:
@@ -457,7 +471,7 @@ def _value(hint: typing.Any, value: typing.Any, source: str, name: str):
     if dataclasses.is_dataclass(hint):
         return _from_dict(typing.cast(type, hint), value, source, name + ".")
     if typing.get_origin(hint) is tuple:
-        if isinstance(value, list):
+        if isinstance(value, list | tuple):
             element, *rest = typing.get_args(hint)
             if rest == [...] or len(value) == 1 + len(rest):
                 return tuple(_value(element, v, source, f"{name}[{i}]") for i, v in enumerate(value))

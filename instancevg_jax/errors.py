@@ -1,4 +1,4 @@
-"""The error type for bad input, and how every command ends: one line on stderr and an exit status, whatever went wrong outside."""
+"""The error type for bad input, and how every command ends: with an exit status and, after an error, one line on stderr."""
 
 import contextlib
 import os
@@ -38,7 +38,7 @@ def run_command(main: Callable[[], None]) -> None:
             if sys.stdout:  # None where it is closed from the start
                 sys.stdout.flush()  # here, so that a full disk or a closed pipe is noticed
     except KeyboardInterrupt:
-        _ignore_ctrl_c()  # a second one would interrupt the orderly end
+        _ignore_ctrl_c()  # a second Ctrl-C would interrupt the shutdown
         _leave("error: interrupted", 130)
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _reader_has_gone():
@@ -48,15 +48,13 @@ def run_command(main: Callable[[], None]) -> None:
             raise
         _leave(f"error: {' '.join(cause.split())}", 2)
     finally:
-        _ignore_ctrl_c()  # from here on it would only interrupt the interpreter's end, with a traceback
+        _ignore_ctrl_c()  # from here on, Ctrl-C would only add a traceback
 
 
 def explain(error: BaseException) -> str:
-    """What the user can do something about, in one line; "" where the error is a fault of this program."""
+    """The cause of an error in one line, if the user can do something about it; "" if it is a fault of this program."""
     if isinstance(error, InputError):
         return str(error)
-    if isinstance(error, ModuleNotFoundError) and error.name == "fcntl":
-        return "this command locks its folder, which needs Linux or macOS; on Windows, use WSL"
     if isinstance(error, OSError) and error.strerror:
         return f"{os.fsdecode(error.filename)}: {error.strerror}" if error.filename else f"output: {error.strerror}"
     if isinstance(error, MemoryError):
@@ -80,14 +78,14 @@ def is_device_memory(error: BaseException) -> bool:
 
 
 def _reader_has_gone() -> bool:
-    """Whether standard output is a pipe that nobody reads any more."""
+    """Whether standard output is a pipe whose reader has closed it."""
     poll = select.poll()
     poll.register(sys.stdout, 0)
     return bool(poll.poll(0))
 
 
 def _leave(message: str, status: int) -> None:
-    """End the process, at once where it is one of several: an orderly end waits for the others, which wait for this one."""
+    """End the process. One of several exits at once: a normal shutdown waits for the others, which wait for this one."""
     if message:
         with contextlib.suppress(OSError):  # of a stderr that is closed
             print(message, file=sys.stderr, flush=True)

@@ -5,96 +5,112 @@ without it. --config.eval.protocol (official or strict) and --config.eval.resolu
 and how. With --output DIR, metrics.json and report.html are written there.
 """
 
+import argparse
 import datetime
-import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from instancevg_jax import checkpoint
-from instancevg_jax.config import Config
+from instancevg_jax.config import Config, with_values
 from instancevg_jax.errors import InputError, run_command
-from instancevg_jax.evaluation import drawing, outputs, report
-from instancevg_jax.evaluation.measured import Measured, Wanted, measure, measure_predictions
 from instancevg_jax.files import check_writable
-from instancevg_jax.runtime import command_line, sharding
-from instancevg_jax.runtime.compilation import keep_compiled_programs
+from instancevg_jax.runtime import command_line
 
-OPTIONS = {
-    "checkpoint": (None, "checkpoint directory, or the directory of a training run"),
-    "compare": (None, "a second checkpoint, measured on the same data and shown next to the first one"),
-    "predictions": (None, "score this file of predictions instead of a model; docs/evaluation.md describes the format"),
-    "output": (None, "directory for metrics.json and report.html"),
-    "draw": (None, "draw answers next to the truth into OUTPUT/drawn/SPLIT: all, or failures only"),
-    "distributed": sharding.DISTRIBUTED_OPTION,
-}
-SWITCHES = {
-    "sweep": "measure F1, N_acc, T_acc and gIoU at other score thresholds too, in the same pass",
-    "coco": "write the answers to OUTPUT/predictions_SPLIT.json in COCO's results format",
-}
+if TYPE_CHECKING:
+    from instancevg_jax.evaluation.measured import Measured
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    settings = command_line.option(argv, "config") or _stored_config(argv)
-    with_config = [f"--config={settings}", *argv] if settings and command_line.option(argv, "config") is None else argv
-    config, values = command_line.parse(with_config, __doc__ or "", OPTIONS, ("config",), SWITCHES)
-    _check_options(config, values)
-    sharding.join_processes(str(values["distributed"] or ""))
+    args, rest = command_line.parse(_parser(), argv)
+
+    from instancevg_jax import checkpoint
+    from instancevg_jax.evaluation import outputs, report
+    from instancevg_jax.runtime import sharding
+    from instancevg_jax.runtime.compilation import keep_compiled_programs
+
+    if not args.checkpoint and not args.predictions:
+        raise InputError("--checkpoint is required, unless --predictions is given; see --help")
+    settings = args.config
+    if not settings and args.checkpoint:
+        settings = str(checkpoint.find_checkpoint(args.checkpoint) / checkpoint.CONFIG)
+    config = command_line.load_config(settings)
+    changes = command_line.values_of(config, rest)
+    config = with_values(config, changes)
+    _check_options(config, args)
+    if args.compare:
+        checkpoint.find_checkpoint(args.compare)
+    sharding.join_processes(args.distributed)
     keep_compiled_programs()
-    output = Path(str(values["output"])) if values["output"] else None
-    if output:
-        check_writable(output / "metrics.json")
-    models = _measure(argv, config, values, output)
+    if args.output:
+        check_writable(args.output / "metrics.json")
+    models = _measure(args, config, changes)
     if not sharding.is_first_process():
         return
-    outputs.print_results(models, str(settings))
-    if output:
-        outputs.write_metrics(output / "metrics.json", models)
+    outputs.print_results(models, settings)
+    if args.output:
+        outputs.write_metrics(args.output / "metrics.json", models)
         facts = {
-            "Settings": str(settings),
+            "Settings": settings,
             "Date": f"{datetime.datetime.now():%Y-%m-%d %H:%M}",
             "Command": shlex.join(["instancevg", "evaluate", *argv]),
         }
-        report.write(output / "report.html", models, facts=facts)
-        print(f"report: {output / 'report.html'}")
+        report.write(args.output / "report.html", models, facts=facts)
+        print(f"report: {args.output / 'report.html'}")
 
 
-def _measure(argv: Sequence[str], config: Config, values: dict[str, Any], output: Path | None) -> list[Measured]:
+def _parser() -> argparse.ArgumentParser:
+    parser = command_line.parser_of("evaluate", __doc__ or "")
+    add = parser.add_argument
+    add("--checkpoint", metavar="DIR", help="checkpoint directory, or the directory of a training run")
+    add(
+        "--compare",
+        metavar="DIR",
+        help="a second checkpoint, measured on the same data and shown next to the first one",
+    )
+    add(
+        "--predictions",
+        metavar="FILE",
+        type=Path,
+        help="score this file of predictions instead of a model; docs/evaluation.md describes the format",
+    )
+    add("--output", metavar="DIR", type=Path, help="directory for metrics.json and report.html")
+    add("--draw", choices=("all", "failures"), help="draw answers next to the truth into OUTPUT/drawn/SPLIT")
+    add(
+        "--sweep",
+        action="store_true",
+        help="measure F1, N_acc, T_acc and gIoU at other score thresholds in the same pass",
+    )
+    add("--coco", action="store_true", help="write answers to OUTPUT/predictions_SPLIT.json in COCO's results format")
+    add("--distributed", metavar="PROCESSES", default="", help=command_line.DISTRIBUTED_HELP)
+    return parser
+
+
+def _measure(args: argparse.Namespace, config: Config, changes: Mapping[str, Any]) -> list["Measured"]:
     """The checkpoint, followed by the one to compare it with; or the file of predictions."""
-    if values["predictions"]:
-        return [measure_predictions(Path(values["predictions"]), config)]
-    overridden = re.findall(r"^--?config\.model\.(\w+)", "\n".join(argv), re.M)
-    wanted = Wanted(output=output, sweep=values["sweep"], coco=values["coco"], draw=values["draw"])
-    models = [measure(values["checkpoint"], config, overridden, wanted)]
-    if values["compare"]:
-        models.append(measure(values["compare"], config))
+    from instancevg_jax.evaluation.measured import ExtraOutputs, measure_checkpoint, measure_predictions
+
+    if args.predictions:
+        return [measure_predictions(args.predictions, config)]
+    overridden = [name.removeprefix("model.") for name in changes if name.startswith("model.")]
+    extras = ExtraOutputs(output=args.output, sweep=args.sweep, coco=args.coco, draw=args.draw)
+    models = [measure_checkpoint(args.checkpoint, config, overridden, extras)]
+    if args.compare:
+        models.append(measure_checkpoint(args.compare, config))
     return models
 
 
-def _stored_config(argv: Sequence[str]) -> Path | None:
-    """The checkpoint's own configuration, if a checkpoint is given."""
-    directory = command_line.option(argv, "checkpoint")
-    return None if directory is None else checkpoint.find_checkpoint(directory) / checkpoint.CONFIG
-
-
-def _check_options(config: Config, values: dict[str, Any]) -> None:
+def _check_options(config: Config, args: argparse.Namespace) -> None:
     for name in ("coco", "draw"):
-        if values[name] and not values["output"]:
+        if getattr(args, name) and not args.output:
             raise InputError(f"--{name} writes into the directory of --output; expected that too")
-    if values["draw"] not in (None, *drawing.CHOICES):
-        raise InputError(f"--draw is {values['draw']!r}; expected one of {', '.join(drawing.CHOICES)}")
     if not config.data.eval_splits:
         raise InputError("data.eval_splits is empty; expected at least one split")
-    if not values["checkpoint"] and not values["predictions"]:
-        raise InputError("--checkpoint is required, unless --predictions is given; see --help")
-    if values["predictions"] and any(values[name] for name in ("checkpoint", "compare", "coco", "draw", "sweep")):
+    if args.predictions and (args.checkpoint or args.compare or args.coco or args.draw or args.sweep):
         raise InputError("--predictions cannot be combined with --checkpoint, --compare, --coco, --draw or --sweep")
-    if values["compare"]:
-        checkpoint.find_checkpoint(values["compare"])
 
 
 if __name__ == "__main__":

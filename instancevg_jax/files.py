@@ -1,6 +1,8 @@
-"""Files that are written completely or not at all."""
+"""Files that are written completely or not at all, and locks on folders."""
 
+import json
 import os
+import platform
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,3 +46,34 @@ def check_writable(path: str | Path) -> None:
         Path(tempfile.mkdtemp(prefix=f".{Path(path).name}.", dir=parent)).rmdir()
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+@contextmanager
+def locked(path: Path, refusal: str) -> Iterator[None]:
+    """Hold an exclusive lock on a file, made if necessary. The system releases it when the process ends, however it ends.
+
+    Raises InputError with `refusal` if another process holds the lock, and where there are no locks or the file cannot be written.
+    """
+    try:
+        import fcntl
+    except ModuleNotFoundError as error:  # Windows
+        raise InputError("file locks need Linux or macOS; on Windows, use WSL") from error
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror})") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise InputError(f"{path.parent}: {refusal} ({file.read(100).strip() or 'unknown'})") from error
+        except OSError as error:
+            raise InputError(
+                f"{path}: cannot be locked ({error.strerror}); expected a file system with locks"
+            ) from error
+        file.truncate(0)
+        file.write(json.dumps({"host": platform.node(), "pid": os.getpid()}))
+        file.flush()
+        yield

@@ -37,13 +37,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     keep_compiled_programs()
     figures = reproduce.load_figures(args.published)
     facts = {"Date": f"{datetime.datetime.now():%Y-%m-%d %H:%M}", "Data": str(args.data), "Weights": str(args.weights)}
-    lines: list[reproduce.Line] = []
+    lines: list[reproduce.Comparison] = []
     missing: list[str] = []
     print(f"{'checkpoint':15s}{'split':24s}{'metric':12s}{'measured':>10s}{'published':>11s}{'difference':>12s}")
     for name in args.only or NAMES:
         try:
-            directory = reproduce.find_checkpoint(args.weights, name)
-            splits = reproduce.measure(name, directory, args.data, sharding.make_mesh(), args.batch_size, missing)
+            directory = reproduce.official_checkpoint(args.weights, name)
+            splits = reproduce.measure_splits(
+                name, directory, args.data, sharding.make_mesh(), args.batch_size, missing
+            )
             for config, evaluation in splits:
                 new = reproduce.compare(name, evaluation, config.eval.task, figures)
                 lines += new
@@ -96,7 +98,7 @@ def _path(text: str) -> Path:
     return Path(text).expanduser()
 
 
-def _print(line: "reproduce.Line") -> None:
+def _print(line: "reproduce.Comparison") -> None:
     values = (line.measured, line.published, line.difference)
     cells = (f"{value:.2f}" if value is not None else "-" for value in values)
     measured, published, difference = cells

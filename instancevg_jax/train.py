@@ -18,93 +18,104 @@ that is killed loses the work since its last saved state, at most one epoch by d
     bad_steps.jsonl             steps that were skipped or stopped the run, with the records in their batches
 """
 
+import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from instancevg_jax.config import Config
 from instancevg_jax.errors import InputError, run_command
-from instancevg_jax.runtime import command_line, sharding
-from instancevg_jax.runtime.compilation import keep_compiled_programs
-from instancevg_jax.training import own_data
-from instancevg_jax.training.loop import train
-from instancevg_jax.training.trace import WARM_UP
-
-__all__ = ["main", "train"]
-
-OPTIONS = {
-    "workdir": (
-        None,
-        "Directory for checkpoints, metrics and logs; created if missing. With --data NAME.jsonl, runs/NAME if empty.",
-    ),
-    "distributed": sharding.DISTRIBUTED_OPTION,
-    "profile": (
-        None,
-        f"Profile this number of steps, after {WARM_UP} warm-up steps, and write the trace to WORKDIR/profile.",
-    ),
-    "data": (
-        None,
-        "Your own annotations, instead of --config: a file of any layout that `instancevg check` reads, or several, separated "
-        "by commas.",
-    ),
-    "images": (None, "Folder that the file names of --data are relative to. Required with --data."),
-    "from": (None, "What to fine-tune on --data. Empty: train a small model from scratch."),
-    "captions": (
-        None,
-        "'categories': the category names of a detection export (COCO, ODVG) are the sentences of --data.",
-    ),
-}
+from instancevg_jax.runtime import command_line
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
     argv = sys.argv[1:] if argv is None else argv
-    start = _initial_settings(argv)
-    config, values = command_line.parse(
-        argv, __doc__ or "", OPTIONS, () if start else ("config", "workdir"), start=start
-    )
-    profile = str(values["profile"] or "0")
-    if not profile.isdecimal():
-        raise InputError(f"--profile is {profile!r}; expected a number of steps")
+    args, rest = command_line.parse(_parser(), argv)
     command = ["python -m instancevg_jax.train", *argv]
-    keep_compiled_programs()
-    if start is None:
-        _check_config_alone(values)
-        sharding.join_processes(str(values["distributed"] or ""))
-        train(config, Path(str(values["workdir"])), command, int(profile))
+    if args.data:
+        _fine_tune(args, rest, command)
         return
-    if values["distributed"]:
-        raise InputError("--data prepares data on one machine; train on several with --config WORKDIR/config.json")
-    files = _files(str(values["data"]))
-    own_data.fine_tune(
-        files,
-        str(values["images"]),
-        str(values["from"]) if values["from"] else None,
-        Path(str(values["workdir"] or Path("runs") / files[0].name.partition(".")[0])),
-        settings=command_line.overridden(argv, config),
-        captions=str(values["captions"] or ""),
-        command=command,
-        profile=int(profile),
+    config = command_line.override(command_line.load_config(args.config), rest)
+    if not args.workdir:
+        raise InputError("--workdir is required; see --help")
+    for name, value in (("images", args.images), ("from", args.start), ("captions", args.captions)):
+        if value:
+            raise InputError(f"--{name} belongs to --data, which is missing")
+
+    from instancevg_jax.runtime import sharding
+    from instancevg_jax.runtime.compilation import keep_compiled_programs
+    from instancevg_jax.training.loop import train
+
+    keep_compiled_programs()
+    sharding.join_processes(args.distributed)
+    train(config, Path(args.workdir), command, args.profile)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = command_line.parser_of("train", __doc__ or "")
+    add = parser.add_argument
+    add(
+        "--workdir",
+        metavar="DIR",
+        help="folder of the run, made if missing (default with --data NAME.jsonl: runs/NAME)",
     )
+    add("--distributed", metavar="PROCESSES", default="", help=command_line.DISTRIBUTED_HELP)
+    add(
+        "--profile",
+        metavar="N",
+        type=int,
+        default=0,
+        help="profile N steps, after some warm-up steps, and write the trace to WORKDIR/profile",
+    )
+    add(
+        "--data",
+        metavar="FILES",
+        help="your own annotations, instead of --config: a file of any layout that `instancevg check` reads, or several, "
+        "separated by commas",
+    )
+    add("--images", metavar="DIR", help="folder that the file names of --data are relative to; required with --data")
+    add(
+        "--from",
+        dest="start",
+        metavar="MODEL",
+        help="what to fine-tune on --data (default: a small model from scratch)",
+    )
+    add(
+        "--captions",
+        choices=("categories",),
+        default="",
+        help="with --data, categories: the names of the categories of a detection export are its sentences",
+    )
+    return parser
 
 
-def _initial_settings(argv: Sequence[str]) -> Config | None:
-    """What overrides apply to where --data is given instead of --config."""
-    if command_line.option(argv, "data") is None:
-        return None
-    if command_line.option(argv, "config") is not None:
+def _fine_tune(args: argparse.Namespace, rest: Sequence[str], command: Sequence[str]) -> None:
+    """Train on --data."""
+    if args.config:
         raise InputError(
             "--data chooses the settings itself; expected it or --config, with --config.SECTION.FIELD=VALUE"
         )
-    if command_line.option(argv, "images") is None:
+    if not args.images:
         raise InputError("--data needs --images, the folder of the pictures")
-    return own_data.initial_settings(command_line.option(argv, "from") or None)
+    if args.distributed:
+        raise InputError("--data prepares data on one machine; train on several with --config WORKDIR/config.json")
 
+    from instancevg_jax.runtime.compilation import keep_compiled_programs
+    from instancevg_jax.training import own_data
 
-def _check_config_alone(values: Mapping[str, object]) -> None:
-    for name in ("images", "from", "captions"):
-        if values[name] is not None:
-            raise InputError(f"--{name} belongs to --data, which is missing")
+    keep_compiled_programs()
+    files = _files(args.data)
+    own_data.fine_tune(
+        files,
+        args.images,
+        args.start,
+        args.workdir or Path("runs") / files[0].name.partition(".")[0],
+        settings=command_line.values_of(Config(), rest),
+        captions=args.captions,
+        command=command,
+        profile=args.profile,
+    )
 
 
 def _files(stated: str) -> list[Path]:

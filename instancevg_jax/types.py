@@ -7,15 +7,15 @@ Dimensions, everywhere in this project:
     T padded targets   N heads (or objects)   K decoder layers
 
 `boxes` are (cx, cy, w, h) in [0, 1]; `boxes_xyxy` are (x1, y1, x2, y2) in pixels. `*_logits` are before sigmoid or softmax.
-`token_mask` is True where a token is real. Shapes of fields stand in comments: the classes are rebuilt on every tree operation
-with whatever leaves it produces, so they are not checked there.
+`token_mask` is True where a token is real. The shapes of fields are given in comments and not checked, because tree operations
+rebuild the classes with leaves of any kind.
 """
 
 from typing import Any
 
 from flax import struct
 
-Array = Any  # jax.Array, numpy.ndarray or a ShapeDtypeStruct: what a pytree may hold on its way
+Array = Any  # jax.Array, numpy.ndarray or a ShapeDtypeStruct: anything that a pytree may hold
 
 
 @struct.dataclass
@@ -24,7 +24,7 @@ class Targets:
 
     boxes: Array  # [B, T, 4] float32, cxcywh in [0, 1]
     valid: Array  # [B, T] bool, True for a real object
-    masks: Array  # [B, T, H, W] bool, one mask an object at the network's picture size
+    masks: Array  # [B, T, H, W] bool, one mask per object at the network's picture size
     mask: Array  # [B, H, W] bool, merged mask of everything that is meant
 
 
@@ -42,7 +42,7 @@ class Batch:
 
 @struct.dataclass
 class Outputs:
-    """What the model says. The last of the K decoder layers is the answer; the others are supervised in training."""
+    """The outputs of the model. The last of the K decoder layers is the answer; the others are supervised in training."""
 
     class_logits: Array  # [K, B, Q, 2] float32, index 0 = object, 1 = no object
     boxes: Array  # [K, B, Q, 4] float32, cxcywh in [0, 1]
@@ -55,7 +55,7 @@ class Outputs:
 
 @struct.dataclass
 class Matches:
-    """Which query answers for which target, for every decoder layer."""
+    """The query that is matched to each target, for every decoder layer."""
 
     query_index: Array  # [K, B, T] int32, the query matched to target t; 0 where not `matched`
     matched: Array  # [K, B, T] bool, False for padding and for targets in excess of Q
@@ -63,7 +63,7 @@ class Matches:
 
 @struct.dataclass
 class Predictions:
-    """Scored answers at the network's picture size, still one row a query."""
+    """Scored answers at the network's picture size, one row per query."""
 
     boxes_xyxy: Array  # [B, Q, 4] float32, pixels of the network's picture
     scores: Array  # [B, Q] float32 in [0, 1]

@@ -162,22 +162,17 @@ def test_options_and_settings_of_commands_exist(command: str, monkeypatch: pytes
     if module.startswith("tests.") or not arguments:
         importlib.import_module(module)
         return
-    if module == "instancevg_jax.evaluate" and "--config" not in arguments:
-        arguments += ["--config", "grefcoco"]  # in place of the checkpoint's, which is not there
-    real_argparse, real_parse = argparse.ArgumentParser.parse_known_args, command_line.parse
+    real_parse = argparse.ArgumentParser.parse_known_args
 
-    def of_argparse(parser: argparse.ArgumentParser, *args: Any) -> None:
-        _, rest = real_argparse(parser, *args)
-        command_line.override(configs.Config(), rest)
-        assert all(word.startswith("--config.") for word in rest)
-        raise Parsed
+    def parse(parser: argparse.ArgumentParser, *args: Any) -> Any:
+        known, rest = real_parse(parser, *args)
+        config = command_line.load_config(known.config) if getattr(known, "config", None) else configs.Config()
+        command_line.override(config, rest)
+        if "--help" not in arguments:
+            raise Parsed
+        return known, rest
 
-    def of_config(*args: Any, **named: Any) -> None:
-        real_parse(*args, **named)
-        raise Parsed
-
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", of_argparse)
-    monkeypatch.setattr(command_line, "parse", of_config)
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", parse)
     monkeypatch.setattr(hub, "local_checkpoint", lambda *_: DEMO_CHECKPOINT)  # in place of a download
     monkeypatch.chdir(ROOT)
     with contextlib.suppress(Parsed):

@@ -1,4 +1,4 @@
-"""Tensors that stay in their file: shape, dtype and position are known, and values are memory-mapped when needed."""
+"""Tensors that stay in their file and are memory-mapped when their values are needed."""
 
 import math
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Where the members of an uncompressed zip archive lie, so that they can be read in place.
+"""Finds the members of an uncompressed zip archive, so that they can be read in place.
 
 torch writes its checkpoints as such archives. Compressed, encrypted, duplicate and overlapping members are refused, and so is
 a member whose own header or checksum contradicts the directory.

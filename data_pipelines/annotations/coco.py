@@ -7,13 +7,11 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from data_pipelines.annotations.source import AnnotationFile
+from data_pipelines.annotations.source import AnnotationFile, Entry
 from data_pipelines.annotations.values import by_id, identifier, instance, picture, present, shown, size, text
 from data_pipelines.annotations.values import field as field_of
 from data_pipelines.records import Instance, Record
 from instancevg_jax.errors import InputError
-
-Entry = dict[str, Any]
 
 
 @dataclass

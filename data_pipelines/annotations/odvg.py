@@ -6,7 +6,7 @@
 
 from typing import Any
 
-from data_pipelines.annotations.source import AnnotationFile
+from data_pipelines.annotations.source import AnnotationFile, Entry
 from data_pipelines.annotations.values import (
     field,
     picture,
@@ -20,8 +20,6 @@ from data_pipelines.annotations.values import (
 )
 from data_pipelines.records import Instance, Record
 from instancevg_jax.errors import InputError
-
-Entry = dict[str, Any]
 
 
 def is_entry(entry: Any) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from data_pipelines.annotations.source import AnnotationFile
+from data_pipelines.annotations.source import AnnotationFile, Entry
 from data_pipelines.annotations.values import (
     field,
     identifier,
@@ -25,7 +25,6 @@ from data_pipelines.annotations.values import (
 from data_pipelines.records import Instance, Record, is_training
 from instancevg_jax.errors import InputError
 
-Entry = dict[str, Any]
 INDEX = "instance_index.json"
 
 

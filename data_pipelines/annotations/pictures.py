@@ -1,4 +1,4 @@
-"""Finds pictures whose names are spelled otherwise in their folder than in the annotations."""
+"""Finds pictures whose names are spelled differently in the annotations and in their folder."""
 
 import re
 import unicodedata

@@ -5,12 +5,11 @@ Source: refer.py of the refer API and grefer.py of gRefCOCO.
 
 from typing import Any
 
-from data_pipelines.annotations.source import AnnotationFile
+from data_pipelines.annotations.source import AnnotationFile, Entry
 from data_pipelines.annotations.values import by_id, field, identifier, instance, picture, present, shown, size, text
 from data_pipelines.records import Instance, Record, is_training
 from instancevg_jax.errors import InputError
 
-Entry = dict[str, Any]
 INSTANCES = "instances.json"
 
 

@@ -14,6 +14,7 @@ from data_pipelines.annotations.problems import Problem, Problems
 from instancevg_jax.errors import InputError, first_line
 from instancevg_jax.pickles.machine import load_tree
 
+Entry = dict[str, Any]  # an object of JSON
 _MOST_BYTES = 2**31  # of a JSON document or a line after decompression: a small .gz may hold any number of zeros
 
 

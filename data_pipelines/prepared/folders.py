@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from instancevg_jax.errors import InputError
+from instancevg_jax.files import locked
 
 _PARTS = ("pictures", "referring")
 
@@ -16,19 +17,12 @@ def side_folder(data_dir: Path, family: str) -> Iterator[Path]:
 
     Raises InputError where it cannot be written or another process holds it.
     """
-    import fcntl  # here: Windows lacks it, and reading a prepared data set does not need it
-
     side = data_dir / ".preparing" / family
     try:
         side.mkdir(parents=True, exist_ok=True)
-        lock = (side.parent / f"{family}.lock").open("w")
     except OSError as error:
         raise InputError(f"{data_dir}: cannot be written ({error.strerror}); expected a folder to write to") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(f"{side}: another prepare is writing there; wait for it to end") from error
+    with locked(side.parent / f"{family}.lock", "another prepare is writing there; wait for it to end"):
         yield side
 
 

@@ -18,8 +18,8 @@ from data_pipelines.shapes.language import (
     BETWEEN_LENGTH,
     HELD_OUT_PAIRS,
     KIND_OF_WORD,
+    AnswerKind,
     Expression,
-    Kind,
     Noun,
     SceneObject,
     draw_pair,
@@ -41,12 +41,12 @@ _Places = list[_Place]
 
 def draw_scene(
     dice: Dice, expression: Expression, level: str, held_out: bool
-) -> tuple[Kind, tuple[SceneObject, ...], tuple[int, ...]]:
+) -> tuple[AnswerKind, tuple[SceneObject, ...], tuple[int, ...]]:
     """The kind of answer, the objects, and the indices of the targets."""
     low, high = OBJECT_COUNTS[level]
     only_size = expression.noun.named() == ("size",)  # "the small things": if none is small, all are large
     count = dice.between(max(low, _fewest(expression)), min(high, _CROWD - 1) if only_size else high)
-    kind: Kind = "none" if dice.below(3) == 0 else dice.pick(expression.kinds)
+    kind: AnswerKind = "none" if dice.below(3) == 0 else dice.pick(expression.kinds)
     while True:
         things = _draw_things(dice, expression, kind, count, held_out)
         places = _arranged(dice, [thing.radius for thing in things], _hints(dice, expression, kind, things))
@@ -59,7 +59,7 @@ def draw_scene(
             return kind, scene, referents
 
 
-def kind_of(referents: Sequence[int]) -> Kind:
+def kind_of(referents: Sequence[int]) -> AnswerKind:
     """ "none", "single" or "multi"."""
     return "none" if not referents else "single" if len(referents) == 1 else "multi"
 
@@ -74,7 +74,7 @@ def _fewest(expression: Expression) -> int:
 # --- Objects ----------------------------------------------------------------------------------------------------------
 
 
-def _draw_things(dice: Dice, expression: Expression, kind: Kind, count: int, held_out: bool) -> list[SceneObject]:
+def _draw_things(dice: Dice, expression: Expression, kind: AnswerKind, count: int, held_out: bool) -> list[SceneObject]:
     """Objects without positions; those that the sentence mentions come first."""
     wanted = _wanted(dice, expression, kind, count)
     things = [_matching(dice, noun, count, held_out) for noun in wanted]
@@ -93,7 +93,7 @@ def _draw_things(dice: Dice, expression: Expression, kind: Kind, count: int, hel
     return things
 
 
-def _wanted(dice: Dice, expression: Expression, kind: Kind, count: int) -> list[Noun]:
+def _wanted(dice: Dice, expression: Expression, kind: AnswerKind, count: int) -> list[Noun]:
     """Nouns to draw an object for: the targets, and the anchors and candidates that the sentence needs."""
     noun, none = expression.noun, kind == "none"
     if expression.partner is not None:
@@ -114,7 +114,7 @@ def _wanted(dice: Dice, expression: Expression, kind: Kind, count: int) -> list[
     return [noun] * meant + [excluded] * min(count - meant, dice.between(1, 2))
 
 
-def _wanted_around(dice: Dice, expression: Expression, kind: Kind, count: int) -> list[Noun]:
+def _wanted_around(dice: Dice, expression: Expression, kind: AnswerKind, count: int) -> list[Noun]:
     """For a relation or "between": the anchors, then candidates. Without target, one of the two may be missing."""
     anchors = list(expression.anchors)
     room = count - len(anchors)
@@ -159,7 +159,7 @@ def _near_miss(dice: Dice, noun: Noun, count: int, held_out: bool) -> SceneObjec
 # --- Positions --------------------------------------------------------------------------------------------------------
 
 
-def _hints(dice: Dice, expression: Expression, kind: Kind, things: list[SceneObject]) -> _Places:
+def _hints(dice: Dice, expression: Expression, kind: AnswerKind, things: list[SceneObject]) -> _Places:
     """Positions of the first objects for "between": two anchors, and the target or a distractor between them."""
     if expression.relation or len(expression.anchors) < 2 or not expression.anchors[1].matches(things[1]):
         return []

@@ -27,7 +27,7 @@ from data_pipelines.shapes.language import (
     SHAPES,
     SIZES,
     TEXTURES,
-    Kind,
+    AnswerKind,
     SceneObject,
     draw_expression,
 )
@@ -63,7 +63,7 @@ class Scene:
 
     expression: str
     template: str  # the form of the sentence: a key of language.TEMPLATES
-    kind: Kind  # "single", "multi" or "none": how many targets there are
+    kind: AnswerKind  # "single", "multi" or "none": how many targets there are
     attributes: tuple[str, ...]  # ("colour",), ("colour", "shape"), ("shape", "relation"), ...: what the sentence uses
     objects: tuple[SceneObject, ...]  # from back to front
     referents: tuple[int, ...]  # indices of the targets in `objects`

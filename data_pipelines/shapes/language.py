@@ -21,7 +21,7 @@ from typing import Literal
 
 from data_pipelines.shapes.dice import Dice
 
-Kind = Literal["single", "multi", "none"]
+AnswerKind = Literal["single", "multi", "none"]
 
 COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple")
 SHAPES = ("circle", "square", "triangle", "star", "heart", "ring", "cross")
@@ -118,7 +118,7 @@ class Expression:
 
     template: str
     text: str
-    kinds: tuple[Kind, ...]
+    kinds: tuple[AnswerKind, ...]
     noun: Noun
     number: int = 0  # of "two red circles"; 0: not counted
     anchors: tuple[Noun, ...] = ()  # what a relation (one) or "between" (two) refers to
@@ -297,7 +297,7 @@ def _draw_every(dice: Dice, held_out: bool, kinds: _Kinds = None) -> Expression:
 
 def _draw_number(dice: Dice, held_out: bool, kinds: _Kinds = None) -> Expression:
     noun, number = _noun(dice, held_out, kinds), dice.between(1, 3)
-    kind: Kind = "single" if number == 1 else "multi"
+    kind: AnswerKind = "single" if number == 1 else "multi"
     return Expression("number", f"{NUMBERS[number]} {noun.text(number > 1)}", (kind,), noun, number=number)
 
 

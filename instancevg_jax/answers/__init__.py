@@ -1,3 +1,3 @@
-"""From the model's outputs to what a person gets: scores, boxes, masks, a `Grounding`, a drawing, an explanation, files.
+"""Answers from the model's outputs: scores, boxes, masks, a `Grounding`, its drawing and explanation, and files.
 
 May import the rooms above evaluation: the ground floor, `runtime`, `inputs`, `models`, `objective` and `checkpoint`."""

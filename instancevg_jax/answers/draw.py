@@ -1,4 +1,4 @@
-"""An answer drawn on its picture, for people: outlined masks, boxes, scores, the sentence, or that there is no target.
+"""Draws an answer on its picture: outlined masks, boxes, scores and the sentence, or that there is no target.
 
 Numpy, OpenCV and PIL only. Small pictures are enlarged until text is legible on them.
 """
@@ -19,10 +19,10 @@ from instancevg_jax.boxes import pairwise_iou
 from instancevg_jax.errors import InputError
 from instancevg_jax.files import write_atomically
 
-MIN_SIDE = 480  # pixels; smaller pictures are enlarged until their longer side has as many
+MIN_SIDE = 480  # pixels of the longer side; smaller pictures are enlarged
 MIN_WIDTH = 200  # pixels; narrower pictures get a margin, so that the sentence below can be read
 TINT = 0.1  # opacity of a mask: an object keeps its own colour
-SLIVER = 80  # of the longer side; what only the merged mask covers is shown where it is about twice as thick
+SLIVER = 80  # of the longer side; what only the merged mask covers is not drawn where it is thinner than about two of these parts
 SAME_OBJECT = 0.5  # box IoU from which an answer and a true object share a colour
 PALETTE = (
     (0, 158, 255), (255, 106, 51), (54, 196, 96), (236, 64, 144), (255, 196, 25),
@@ -34,7 +34,7 @@ ALERT, UNSURE = (214, 48, 49), (84, 94, 112)  # banners of "no target" and of "n
 
 
 @dataclass(frozen=True)
-class Truth:
+class TrueObjects:
     """The objects that a sentence really refers to, in the picture's own pixels. N may be 0."""
 
     boxes_xyxy: np.ndarray  # [N, 4]
@@ -45,7 +45,7 @@ def draw_grounding(
     picture: UInt8[np.ndarray, "H W 3"],
     grounding: Grounding,
     expression: str,
-    truth: Truth | None = None,
+    truth: TrueObjects | None = None,
     *,
     notes: Sequence[str] = (),
 ) -> UInt8[np.ndarray, "H2 W2 3"]:
@@ -87,7 +87,7 @@ def write_picture(path: Path, picture: UInt8[np.ndarray, "H W *rgb"]) -> None:
         raise InputError(f"{path}: cannot be written ({error.strerror})") from error
 
 
-def _colours(grounding: Grounding, truth: Truth | None) -> list[int]:
+def _colours(grounding: Grounding, truth: TrueObjects | None) -> list[int]:
     """Index of each object's colour: of the true object that it overlaps most, or one that no true object has."""
     if truth is None:
         return list(range(len(grounding)))
@@ -112,7 +112,7 @@ def _merged_only(grounding: Grounding) -> Bool[np.ndarray, "H W"]:
 
 
 def draw_answer(
-    picture: UInt8[np.ndarray, "H W 3"], grounding: Grounding, expression: str = "", truth: Truth | None = None
+    picture: UInt8[np.ndarray, "H W 3"], grounding: Grounding, expression: str = "", truth: TrueObjects | None = None
 ) -> UInt8[np.ndarray, "H2 W2 3"]:
     """The answer on the picture alone, as in `draw_grounding`. `expression` is part of each label; `truth` is not drawn."""
     scale, colours = _scale(picture), _colours(grounding, truth)
@@ -132,7 +132,7 @@ def draw_answer(
     return _labelled(canvas, grounding.boxes_xyxy * scale, labels, colours)
 
 
-def draw_truth(picture: UInt8[np.ndarray, "H W 3"], truth: Truth) -> UInt8[np.ndarray, "H2 W2 3"]:
+def draw_truth(picture: UInt8[np.ndarray, "H W 3"], truth: TrueObjects) -> UInt8[np.ndarray, "H2 W2 3"]:
     """The true objects on the picture, as in `draw_grounding`."""
     scale = _scale(picture)
     canvas = enlarged(picture, scale)

@@ -1,4 +1,4 @@
-"""A look inside an answer: where the network attended to, token by token, and every query, whether it counted or not.
+"""Draws how an answer came about: the attention of each token, and every query, counted or not.
 
 Source of the idea: the training pictures of the original (models/det_seg/mix_gref_unimodel.py).
 """
@@ -34,7 +34,7 @@ def draw_explanation(
     """The point map, the tokens' attention maps and all queries of an answer, in one RGB picture.
 
     Args:
-        picture: RGB, that the sentence was asked about.
+        picture: RGB, the picture of the answer.
         grounding: of a `Predictor`.
         expression: the sentence.
 

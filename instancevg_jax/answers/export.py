@@ -1,4 +1,4 @@
-"""A model as a program that runs without this package: StableHLO (`jax.export`) with its parameters, its tokenizer and a runner.
+"""Writes a model as a program that runs without this package: StableHLO (`jax.export`), parameters, tokenizer and a runner.
 
 The program takes a batch of any size and returns what `postprocess` does, before a score threshold:
 

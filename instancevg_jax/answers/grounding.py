@@ -1,4 +1,4 @@
-"""The answer for one picture and sentence, and the forms it can take: arrays, a drawing, JSON, COCO results, files."""
+"""The answer for one picture and sentence: arrays, with methods that draw, export and save them."""
 
 import base64
 import html
@@ -51,8 +51,8 @@ class Grounding:
     best_score: float = 0.0  # the highest of all queries, counted or not
     score_threshold: float | None = None  # a query counts above it
     expression: str = ""
-    picture: np.ndarray | None = None  # [H, W, 3] uint8 RGB, where the predictor made the answer
-    notes: tuple[str, ...] = ()  # what the user should know about this answer, e.g. words the model never saw
+    picture: np.ndarray | None = None  # [H, W, 3] uint8 RGB, if the answer was made by a Predictor
+    notes: tuple[str, ...] = ()  # remarks on this answer, such as words that the model never saw
     evidence: Evidence | None = None
 
     def __len__(self) -> int:
@@ -110,10 +110,10 @@ class Grounding:
             "exists": self.exists,
             "no_target_probability": self.no_target_probability,
             "objects": [
-                {"box_xyxy": box.tolist(), "score": float(score), "point_xy": point.tolist(), "mask": run_lengths(mask)}
+                {"box_xyxy": box.tolist(), "score": float(score), "point_xy": point.tolist(), "mask": encode_mask(mask)}
                 for box, score, point, mask in objects
             ],
-            "mask": run_lengths(self.mask),
+            "mask": encode_mask(self.mask),
             "notes": list(self.notes),
         }
 
@@ -126,7 +126,7 @@ class Grounding:
                 "category_id": category_id,
                 "bbox": [x1, y1, x2 - x1, y2 - y1],
                 "score": score,
-                "segmentation": run_lengths(mask),
+                "segmentation": encode_mask(mask),
             }
             for (x1, y1, x2, y2), score, mask in objects
         ]
@@ -199,7 +199,7 @@ def _html_row(found: tuple[float, Sequence[float]]) -> str:
     return "<tr>" + "".join(f"<td>{text}</td>" for text in (f"{score:.3f}", *(f"{x:.1f}" for x in box))) + "</tr>"
 
 
-def run_lengths(mask: Bool[np.ndarray, "H W"]) -> dict[str, Any]:
+def encode_mask(mask: Bool[np.ndarray, "H W"]) -> dict[str, Any]:
     """A mask in COCO's compressed run-length encoding, {"size": [H, W], "counts": text}."""
     encoded = cast(Any, coco_masks.encode(np.asfortranarray(mask, np.uint8)))  # its stub says that counts is text
     return {"size": list(mask.shape), "counts": str(encoded["counts"], "ascii")}

@@ -1,4 +1,4 @@
-"""Answers as text, JSON, JSON lines or COCO results: one piece of text after the other, as they come."""
+"""Formats answers as text, JSON, JSON lines or COCO results, one by one."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -9,11 +9,9 @@ from instancevg_jax.answers.grounding import Grounding
 from instancevg_jax.answers.questions import Question
 from instancevg_jax.errors import InputError
 
-FORMATS = ("text", "json", "jsonl", "coco")
-
 
 class Answered(NamedTuple):
-    """A question, its answer or why there is none, and the files written for it, by what they hold ("drawing")."""
+    """A question, its answer or the error, and the files written for it, by their content ("drawing")."""
 
     question: Question
     answer: Grounding | InputError

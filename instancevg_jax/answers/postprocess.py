@@ -1,4 +1,4 @@
-"""From the network's outputs to an answer: scores, which queries count, the merged mask; then to the picture's own size.
+"""From the network's outputs to an answer: scores, the queries that count, and the merged mask; then to the picture's own size.
 
 `postprocess` is pure and meant for use inside `jax.jit`; `to_original_size` runs on the host, one record at a time. Source:
 models/det_seg/mix_gref_unimodel.py (`get_predictions_parts`) and models/postprocess/nms.py of the original.

@@ -1,4 +1,4 @@
-"""Find what sentences refer to in pictures, with the preprocessing, tokens and postprocessing of evaluation."""
+"""Finds what sentences refer to in pictures, with the preprocessing, tokenizer and postprocessing of evaluation."""
 
 import dataclasses
 import functools
@@ -30,7 +30,7 @@ from instancevg_jax.types import Array, Predictions
 
 DEMO_CHECKPOINT = Path(__file__).parent.parent / "assets" / "demo_checkpoint"
 BATCH_SIZE = 8  # questions per call of the network, at most
-DECODERS = 4  # threads that read pictures, and as many questions are read ahead
+DECODERS = 4  # threads that read pictures; also the number of questions that are read ahead
 SHAPES_ONLY = "this model knows drawn shapes only, not photographs"
 FOR_PHOTOGRAPHS = "for photographs, load official weights by name: instancevg-grefcoco"
 
@@ -58,7 +58,7 @@ class Predictor:
 
         Args:
             source: a checkpoint directory, a run folder, an official file (.pth, .zip, .safetensors) or the name of known
-                weights such as "instancevg-grefcoco"; the latter two are downloaded and converted once. None: the built-in
+                weights such as "instancevg-grefcoco"; files and names are downloaded and converted once. None: the built-in
                 model, which knows drawn shapes only.
             batch_size: questions per call of the network, at most. None: 8, or the config's eval.batch_size if smaller.
 
@@ -106,7 +106,7 @@ class Predictor:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a user should know about this model before believing its answers."""
+        """Limits of this model that a user should know."""
         return (SHAPES_ONLY,) if self.config.data.name == EMBEDDED else ()
 
     @overload
@@ -253,9 +253,9 @@ class Predictor:
 
     def _questions(
         self, pairs: Iterable[tuple[Picture, str]], pool: ThreadPoolExecutor
-    ) -> Iterator["_Question | InputError"]:
+    ) -> Iterator["_ModelInput | InputError"]:
         """The pairs made ready in other threads, in order, at most DECODERS ahead."""
-        waiting: deque[Future[_Question | InputError]] = deque()
+        waiting: deque[Future[_ModelInput | InputError]] = deque()
         last: tuple[Any, Future[_Loaded]] | None = None
         for pair in pairs:
             if not (isinstance(pair, tuple | list) and len(pair) == 2):
@@ -274,11 +274,11 @@ class Predictor:
         rgb = load_picture(picture)
         return _Loaded(rgb, prepare_picture(rgb, self.config.model.image_height, self.config.model.image_width))
 
-    def _question(self, loaded: "Future[_Loaded]", expression: str) -> "_Question | InputError":
+    def _question(self, loaded: "Future[_Loaded]", expression: str) -> "_ModelInput | InputError":
         try:
             cleaned = clean_expression(expression)
             token_ids, token_mask = self.tokenizer.encode(cleaned, self.config.model.max_tokens)
-            return _Question(*loaded.result(), expression, token_ids, token_mask, self._notes(cleaned))
+            return _ModelInput(*loaded.result(), expression, token_ids, token_mask, self._notes(cleaned))
         except InputError as error:
             return error
 
@@ -292,13 +292,13 @@ class Predictor:
             notes.append(f"the expression has {pieces} tokens; the model reads the first {most}")
         return tuple(notes)
 
-    def _batches(self, questions: Iterable["_Question | InputError"]) -> Iterator[list["_Question | InputError"]]:
+    def _batches(self, questions: Iterable["_ModelInput | InputError"]) -> Iterator[list["_ModelInput | InputError"]]:
         """Groups of `batch_size` questions and the failures between them."""
-        items: list[_Question | InputError] = []
+        items: list[_ModelInput | InputError] = []
         for item in questions:
             items.append(item)
             if (
-                sum(isinstance(item, _Question) for item in items) == self.batch_size
+                sum(isinstance(item, _ModelInput) for item in items) == self.batch_size
                 or len(items) == 4 * self.batch_size
             ):
                 yield items
@@ -306,14 +306,14 @@ class Predictor:
         if items:
             yield items
 
-    def _start(self, items: list["_Question | InputError"], decision: Decision) -> "_Running":
+    def _start(self, items: list["_ModelInput | InputError"], decision: Decision) -> "_Running":
         """Start the network on the questions: as one padded batch, or one by one if they would fill less than half of it."""
-        questions = [item for item in items if isinstance(item, _Question)]
+        questions = [item for item in items if isinstance(item, _ModelInput)]
         size = self.batch_size if 2 * len(questions) > self.batch_size else 1
         groups = [questions[start : start + size] for start in range(0, len(questions), size)]
         return _Running(items, size, [self._run(group, size, decision) for group in groups])
 
-    def _run(self, questions: list["_Question"], size: int, decision: Decision) -> Any:
+    def _run(self, questions: list["_ModelInput"], size: int, decision: Decision) -> Any:
         model = self.config.model
         images = np.zeros((size, model.image_height, model.image_width, 3), np.float32)
         token_ids = np.zeros((size, model.max_tokens), np.int32)
@@ -321,7 +321,7 @@ class Predictor:
         for row, question in enumerate(questions):
             images[row], token_ids[row], token_mask[row] = question.image, question.token_ids, question.token_mask
         settings = self.config.eval
-        rules = _Rules(
+        rules = _StaticSettings(
             settings.mask_threshold, settings.score_weighted, settings.no_target_rule, model.text_selection == "token"
         )
         with _device_errors(size):
@@ -333,7 +333,7 @@ class Predictor:
             yield item if isinstance(item, InputError) else next(answers)
 
     def _groundings(self, running: "_Running", decision: Decision, always_answer: bool) -> Iterator[Grounding]:
-        questions = iter([item for item in running.items if isinstance(item, _Question)])
+        questions = iter([item for item in running.items if isinstance(item, _ModelInput)])
         for result in running.results:
             with _device_errors(running.size):
                 predictions, looked = jax.device_get(result)
@@ -348,7 +348,7 @@ class Predictor:
                     evidence=self._evidence(predictions, looked, row, question),
                 )
 
-    def _evidence(self, predictions: Predictions, looked: "_Looked", row: int, question: "_Question") -> Evidence:
+    def _evidence(self, predictions: Predictions, looked: "_Looked", row: int, question: "_ModelInput") -> Evidence:
         masks, keep = predictions.masks[row], predictions.keep[row]
         scale = np.array(question.picture.shape[1::-1], np.float32) / masks.shape[:0:-1]
         return Evidence(
@@ -362,7 +362,7 @@ class Predictor:
             counted=keep,
         )
 
-    def _token_name(self, question: "_Question", position: int) -> str:
+    def _token_name(self, question: "_ModelInput", position: int) -> str:
         if position < 0 or not question.token_mask[position]:
             return ""
         text = self.tokenizer.decode([question.token_ids[position]])
@@ -374,7 +374,7 @@ class _Loaded(NamedTuple):
     image: np.ndarray  # float32, what the network takes
 
 
-class _Question(NamedTuple):
+class _ModelInput(NamedTuple):
     """A picture and a sentence, ready for the network."""
 
     picture: np.ndarray
@@ -388,12 +388,12 @@ class _Question(NamedTuple):
 class _Running(NamedTuple):
     """Questions and failures in order, and what the device computes for the questions in batches of `size`."""
 
-    items: list[_Question | InputError]
+    items: list[_ModelInput | InputError]
     size: int
     results: list[Any]
 
 
-class _Rules(NamedTuple):
+class _StaticSettings(NamedTuple):
     """The settings that a program is compiled for."""
 
     mask_threshold: float
@@ -416,7 +416,7 @@ class _Looked:
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _answer(
     graph: Any,
-    rules: _Rules,
+    rules: _StaticSettings,
     state: nnx.State,
     images: Array,
     token_ids: Array,
@@ -462,7 +462,7 @@ def checkpoint_directory(source: str | Path) -> Path:
 
 @contextmanager
 def _device_errors(size: int) -> Iterator[None]:
-    """The device's lack of memory as an InputError that says what to change."""
+    """Turns an out-of-memory error of the device into an InputError that says what to change."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:

@@ -1,4 +1,4 @@
-"""From what is typed on the command line to (picture, sentence) questions, and the names of the files that answer them."""
+"""Turns the arguments of `predict` into (picture, sentence) questions, and names the files for their answers."""
 
 import csv
 import glob
@@ -31,8 +31,8 @@ class Question(NamedTuple):
 def expand(images: Sequence[str]) -> list[str]:
     """Paths of pictures: files as they are, a folder's pictures (subfolders included), and what a pattern matches.
 
-    A path that does not exist is kept: reading it says so. Raises InputError for a folder without pictures and for a pattern
-    that matches nothing.
+    A path that does not exist is kept, and reported when it is read. Raises InputError for a folder without pictures
+    and for a pattern that matches nothing.
     """
     paths: list[str] = []
     for image in images:
@@ -156,7 +156,7 @@ def file_stems(questions: Iterable[Question]) -> list[str]:
 def output_paths(option: str, output: str, questions: Sequence[Question]) -> list[Path]:
     """One picture file per question, where `output` is a file for one question or a folder.
 
-    Raises InputError where files cannot be named so, or one would be written over a picture that is read.
+    Raises InputError for an impossible destination, and where a file would overwrite a picture that is read.
     """
     path = Path(output)
     is_folder = path.is_dir() or output.endswith("/") or not path.suffix

@@ -7,13 +7,11 @@ from typing import Any
 
 from data_pipelines.records import coco_number
 from data_pipelines.splits import Description, Split
-from instancevg_jax.answers.grounding import Grounding, run_lengths
+from instancevg_jax.answers.grounding import Grounding
 from instancevg_jax.evaluation.evaluator import of_all
 from instancevg_jax.evaluation.metrics import Row
 from instancevg_jax.files import write_atomically
 from instancevg_jax.runtime import sharding
-
-CATEGORY = 1  # of every entry: expressions have no categories
 
 
 class Collector:
@@ -26,7 +24,7 @@ class Collector:
     def __call__(self, record: int, grounding: Grounding, row: Row) -> None:
         """Add the entries of one record."""
         del row
-        self._entries.extend(entries(grounding, self._source.describe(record), record))
+        self._entries += entries(grounding, self._source.describe(record), record)
 
     def write(self, path: Path) -> None:
         """Write the entries of all processes, on the first one."""
@@ -35,23 +33,15 @@ class Collector:
             write(path, [json.loads(line) for part in parts for line in part.splitlines()])
 
 
-def entries(grounding: Grounding, about: Description, record: int) -> list[dict[str, Any]]:
-    """The entries of one sentence, best first; none if the answer is that there is no target."""
-    objects = zip(grounding.boxes_xyxy.tolist(), grounding.scores.tolist(), grounding.masks, strict=True)
-    return [
-        {
-            "image_id": image_id(about.file_name),
-            "category_id": CATEGORY,
-            "bbox": [x1, y1, x2 - x1, y2 - y1],
-            "score": score,
-            "segmentation": run_lengths(mask),
-            "record": record,
-            "record_id": about.id,
-            "expression": about.expression,
-            "target_ids": list(about.object_ids),
-        }
-        for (x1, y1, x2, y2), score, mask in objects
-    ]
+def entries(grounding: Grounding, description: Description, record: int) -> list[dict[str, Any]]:
+    """`Grounding.to_coco` for one sentence, with the record, its sentence and its targets in every entry."""
+    more = {
+        "record": record,
+        "record_id": description.id,
+        "expression": description.expression,
+        "target_ids": list(description.object_ids),
+    }
+    return [{**entry, **more} for entry in grounding.to_coco(image_id(description.file_name))]
 
 
 def image_id(file_name: str) -> int | str:

@@ -4,11 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from data_pipelines.splits import Split
-from instancevg_jax.answers.draw import Truth, draw_grounding, write_picture
+from instancevg_jax.answers.draw import TrueObjects, draw_grounding, write_picture
 from instancevg_jax.answers.grounding import Grounding
 from instancevg_jax.evaluation.metrics import FAILED, TASKS, Row
-
-CHOICES = ("all", "failures")
 
 
 def drawer(folder: Path, source: Split, task: str, choice: str) -> Callable[[int, Grounding, Row], None]:
@@ -21,7 +19,7 @@ def drawer(folder: Path, source: Split, task: str, choice: str) -> Callable[[int
         if choice == "failures" and TASKS[task].score(row) >= FAILED:
             return
         shown = source.show(record)
-        truth = Truth(shown.boxes_xyxy, shown.masks)
+        truth = TrueObjects(shown.boxes_xyxy, shown.masks)
         picture = draw_grounding(shown.picture, grounding, shown.expression, truth)
         write_picture(folder / f"{record:06d}.jpg", picture)
 

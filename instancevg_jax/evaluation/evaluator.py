@@ -1,31 +1,32 @@
 """Measure a model on a split: each record once, on any number of devices and processes."""
 
 import dataclasses
+import pickle
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
+from tqdm import tqdm
 
 from data_pipelines import loader, splits
 from instancevg_jax.answers.grounding import Grounding
 from instancevg_jax.answers.postprocess import postprocess, resize_levels, thresholds_passed, to_original_size
 from instancevg_jax.config import Config, EvalConfig, check
 from instancevg_jax.errors import InputError
-from instancevg_jax.evaluation.metrics import COLUMNS, TASKS, Metrics, Row, Truth, answers, resized, truths
+from instancevg_jax.evaluation.metrics import TASKS, Metrics, Row, Truth, answers, resized, truths
 from instancevg_jax.evaluation.sweep import Sweep, thresholds_around
 from instancevg_jax.inputs.tokenizer import Tokenizer
 from instancevg_jax.models.instancevg import InstanceVG
 from instancevg_jax.runtime import sharding
-from instancevg_jax.runtime.console import duration, say, two_digits
 from instancevg_jax.types import Array, Batch, Predictions
 
+T = TypeVar("T")
 RULES = ("sigmoid", "softmax")  # the values of eval.no_target_rule; both are measured
-SECONDS_BETWEEN_LINES = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +93,7 @@ class Evaluator:
             model: a network of the architecture that this was made for.
             split: the name of the split.
             source: the split, as `open_eval_split` gives it.
-            verbose: print the progress every few seconds.
+            verbose: show the progress, on the first process.
             after_batch: called after each batch; may raise to end the evaluation.
             on_answer: called for each record of this process with its number, its answer in the picture's own pixels under
                 the config's protocol and rule, and its row.
@@ -103,8 +104,10 @@ class Evaluator:
         settings = np.float32(config.eval.score_threshold), np.array(self._thresholds, np.float32)
         shard, shards = jax.process_index(), jax.process_count()
         batch_size = config.eval.batch_size // shards
-        progress = _Progress(split, len(source), config.eval.batch_size, verbose)
-        waiting: tuple[_Answered, Batch, np.ndarray] | None = None
+        quiet = not (verbose and sharding.is_first_process())
+        progress = tqdm(total=len(source), desc=split, unit=" records", mininterval=1.0, disable=quiet)
+        start = time.monotonic()
+        waiting: tuple[_DeviceAnswers, Batch, np.ndarray] | None = None
         for number, batch in enumerate(_batches(source, config, batch_size, shard, shards)):
             placed = sharding.shard_batch(batch, self._mesh)
             predict = self._compiled_for(on_answer is not None, state, placed, settings)
@@ -114,10 +117,11 @@ class Evaluator:
             records = (number * batch_size + np.arange(batch_size)) * shards + shard
             waiting = answered, batch, records
             after_batch()
-            progress.line(number + 1)
+            progress.update(min(config.eval.batch_size, len(source) - progress.n))
         if waiting:
             measures.update(*waiting)
-        return measures.result(split, progress.seconds())
+        progress.close()
+        return measures.result(split, time.monotonic() - start)
 
     def _compiled_for(self, with_masks: bool, state: nnx.State, batch: Batch, settings: tuple[Any, Any]) -> Any:
         """The prediction function, compiled on all processes."""
@@ -167,38 +171,15 @@ def _batches(source: splits.Split, config: Config, batch_size: int, shard: int, 
     )
 
 
-class _Progress:
-    """A line every few seconds: records done, rate, time left."""
-
-    def __init__(self, split: str, records: int, batch_size: int, verbose: bool) -> None:
-        self._split, self._records, self._batch_size, self._verbose = split, records, batch_size, verbose
-        self._start = self._last = time.monotonic()
-
-    def seconds(self) -> float:
-        """Time since the start."""
-        return time.monotonic() - self._start
-
-    def line(self, batches: int) -> None:
-        """Print it if it is due. `batches`: number of batches done."""
-        now = time.monotonic()
-        if not self._verbose or now - self._last < SECONDS_BETWEEN_LINES:
-            return
-        self._last = now
-        done = min(batches * self._batch_size, self._records)
-        rate = done / (now - self._start)
-        left = duration((self._records - done) / rate)
-        say(f"{self._split}: {done}/{self._records}, {two_digits(rate)} records/s, {left} left")
-
-
 @dataclass(frozen=True)
-class _Answered:
+class _DeviceAnswers:
     """The results of the devices for a batch."""
 
     predictions: dict[str, Predictions]  # by rule; with each query's own mask where answers are asked for
     passed: Any  # `thresholds_passed` [B, H, W]; None without a sweep
 
 
-jax.tree_util.register_dataclass(_Answered)
+jax.tree_util.register_dataclass(_DeviceAnswers)
 
 
 class _Measures:
@@ -216,7 +197,7 @@ class _Measures:
         self._metrics = {rule: Metrics(settings.task, settings.score_threshold, settings.protocol) for rule in RULES}
         self._sweep = Sweep(thresholds, settings.protocol) if thresholds else None
 
-    def update(self, answered: _Answered, batch: Batch, records: np.ndarray) -> None:
+    def update(self, answered: _DeviceAnswers, batch: Batch, records: np.ndarray) -> None:
         """Measure the records of a batch, without padding. Waits for the devices."""
         answered = _local(answered)
         predicted = {rule: answers(predictions) for rule, predictions in answered.predictions.items()}
@@ -231,7 +212,10 @@ class _Measures:
             if self._sweep:
                 self._sweep.update(sized[own], resize_levels(answered.passed[i], *size), truth, record)
             if self._on_answer:
-                self._on_answer(record, self._grounding(answered.predictions[own], i, record), rows[own])
+                shown = self._source.describe(record)
+                always = TASKS[self._settings.task].always_answers
+                grounding = to_original_size(answered.predictions[own], i, shown.height, shown.width, always)
+                self._on_answer(record, grounding, rows[own])
 
     def _truth(self, truth: Truth, record: int) -> Truth:
         """The truth at the resolution of the comparison; `truth` is at the network's."""
@@ -240,26 +224,25 @@ class _Measures:
         boxes, mask = self._source.truth(record)
         return Truth(boxes, mask, truth.empty)
 
-    def _grounding(self, predictions: Predictions, i: int, record: int) -> Grounding:
-        described = self._source.describe(record)
-        always = TASKS[self._settings.task].always_answers
-        return to_original_size(predictions, i, described.height, described.width, always)
-
     def result(self, split: str, seconds: float) -> Evaluation:
         """The summary of all processes' records."""
+        for metrics in self._metrics.values():
+            metrics.rows = _merge(metrics.rows)
+        if self._sweep:
+            self._sweep.rows = _merge(self._sweep.rows)
         return Evaluation(
             split=split,
             rule=self._settings.no_target_rule,
-            by_rule={rule: _gathered(metrics) for rule, metrics in self._metrics.items()},
+            by_rule=self._metrics,
             seconds=seconds,
-            sweep=_gathered_sweep(self._sweep).result() if self._sweep else {},
+            sweep=self._sweep.result() if self._sweep else {},
         )
 
 
 def _prediction_fn(graph: Any, settings: EvalConfig, mesh: jax.sharding.Mesh, with_masks: bool) -> Any:
-    """(state, batch, score threshold, thresholds of the sweep) -> _Answered, jitted. No threshold is compiled in."""
+    """(state, batch, score threshold, thresholds of the sweep) -> _DeviceAnswers, jitted. No threshold is compiled in."""
 
-    def predict(state: nnx.State, batch: Batch, score_threshold: Array, thresholds: Array) -> _Answered:
+    def predict(state: nnx.State, batch: Batch, score_threshold: Array, thresholds: Array) -> _DeviceAnswers:
         outputs = nnx.merge(graph, state)(batch.images, batch.token_ids, batch.token_mask)
         predictions = {}
         for rule in RULES:
@@ -268,13 +251,13 @@ def _prediction_fn(graph: Any, settings: EvalConfig, mesh: jax.sharding.Mesh, wi
             wanted = with_masks and rule == settings.no_target_rule
             predictions[rule] = answer if wanted else dataclasses.replace(answer, masks=None)
         passed = thresholds_passed(outputs, settings, thresholds, settings.protocol) if len(thresholds) else None
-        return _Answered(predictions, passed)
+        return _DeviceAnswers(predictions, passed)
 
     everywhere = sharding.replicated(mesh)
     return jax.jit(predict, in_shardings=(everywhere, sharding.batch_sharding(mesh), everywhere, everywhere))
 
 
-def _local(answered: _Answered) -> _Answered:
+def _local(answered: _DeviceAnswers) -> _DeviceAnswers:
     """This process's rows of a global batch, on the host."""
 
     def rows(x: jax.Array) -> np.ndarray:
@@ -284,17 +267,9 @@ def _local(answered: _Answered) -> _Answered:
     return jax.tree.map(rows, answered)
 
 
-def _gathered(metrics: Metrics) -> Metrics:
-    """The rows of all processes."""
-    rows = np.frombuffer(b"".join(of_all(metrics.to_array().tobytes())), np.float64).reshape(-1, len(COLUMNS))
-    return Metrics.from_array(rows, metrics.task, metrics.score_threshold, metrics.protocol)
-
-
-def _gathered_sweep(sweep: Sweep) -> Sweep:
-    """The same for a sweep."""
-    rows = np.frombuffer(b"".join(of_all(sweep.to_array().tobytes())), np.float64)
-    rows = rows.reshape(-1, len(sweep.thresholds), len(COLUMNS))
-    return Sweep.from_array(rows, sweep.thresholds, sweep.protocol)
+def _merge(rows: dict[int, T]) -> dict[int, T]:
+    """The rows of all processes, by record."""
+    return {record: row for part in of_all(pickle.dumps(rows)) for record, row in pickle.loads(part).items()}
 
 
 def of_all(data: bytes) -> list[bytes]:

@@ -49,37 +49,39 @@ class Measured:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class ExtraOutputs:
     """What is written of a model's answers besides the report, below the directory `output`."""
 
     output: Path | None = None
     sweep: bool = False  # measure at other score thresholds too
     coco: bool = False  # write predictions_SPLIT.json in COCO's results format
-    draw: str | None = None  # one of `drawing.CHOICES`: draw answers into drawn/SPLIT
+    draw: str | None = None  # "all" or "failures": draw answers into drawn/SPLIT
 
 
-def measure(directory: str, config: Config, overridden: Sequence[str] = (), wanted: Wanted | None = None) -> Measured:
+def measure_checkpoint(
+    directory: str, config: Config, overridden: Sequence[str] = (), extras: ExtraOutputs | None = None
+) -> Measured:
     """Measure a checkpoint on every split of `config.data.eval_splits`.
 
     Args:
         directory: a checkpoint directory or a run folder.
         config: its `data` and `eval` sections are used. The network is the checkpoint's.
         overridden: names of the fields of `config.model` that the user set, which replace the checkpoint's values.
-        wanted: what else to write.
+        extras: what else to write.
 
     Raises:
         InputError: no checkpoint, a field of the network that cannot be changed, or a split that cannot be evaluated.
     """
-    wanted = wanted or Wanted()
+    extras = extras or ExtraOutputs()
     origin = str(checkpoint.find_checkpoint(directory))
     model, config = _load(origin, config, overridden)
     tokenizer = checkpoint.load_tokenizer(origin)
-    with_sentences = wanted.coco or wanted.draw is not None
+    with_sentences = extras.coco or extras.draw is not None
     sources = {
         split: open_eval_split(config, split, tokenizer, sentences=with_sentences) for split in config.data.eval_splits
     }
-    evaluator = Evaluator(model, config, sharding.make_mesh(), sweep=wanted.sweep)
-    evaluations = [_evaluate(evaluator, model, split, source, config, wanted) for split, source in sources.items()]
+    evaluator = Evaluator(model, config, sharding.make_mesh(), sweep=extras.sweep)
+    evaluations = [_evaluate(evaluator, model, split, source, config, extras) for split, source in sources.items()]
     predictor = Predictor.from_model(model, config, tokenizer)
     always = TASKS[config.eval.task].always_answers
     return Measured(
@@ -110,16 +112,16 @@ def measure_predictions(path: Path, config: Config) -> Measured:
 
 
 def _evaluate(
-    evaluator: Evaluator, model: InstanceVG, split: str, source: Split, config: Config, wanted: Wanted
+    evaluator: Evaluator, model: InstanceVG, split: str, source: Split, config: Config, extras: ExtraOutputs
 ) -> Evaluation:
-    """Evaluate one split, and write what is wanted of its answers."""
-    collector = coco.Collector(source) if wanted.coco else None
+    """Evaluate one split, and write what is extras of its answers."""
+    collector = coco.Collector(source) if extras.coco else None
     handlers: list[Handler] = [collector] if collector else []
-    if wanted.draw and wanted.output:
-        handlers.append(drawing.drawer(wanted.output / "drawn" / split, source, config.eval.task, wanted.draw))
+    if extras.draw and extras.output:
+        handlers.append(drawing.drawer(extras.output / "drawn" / split, source, config.eval.task, extras.draw))
     evaluation = evaluator(model, split, source, verbose=True, on_answer=_each(handlers))
-    if collector and wanted.output:
-        collector.write(wanted.output / f"predictions_{split}.json")
+    if collector and extras.output:
+        collector.write(extras.output / f"predictions_{split}.json")
     return evaluation
 
 

@@ -22,8 +22,9 @@ no-target sentence, and mIoU and rIoU omit groups without a targeted one, where 
 All metrics are percentages.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -54,7 +55,6 @@ class Row(NamedTuple):
     coverage: float  # share of the true boxes that contain a selected point
 
 
-COLUMNS = Row._fields
 Columns: TypeAlias = dict[str, np.ndarray]  # a column of many rows, by its name in Row
 
 
@@ -71,11 +71,11 @@ class Answer:
     points_xy: Any = field(default_factory=lambda: np.zeros((0, 2)))  # [P, 2], all selected points
 
     def __post_init__(self) -> None:
-        boxes, scores = _boxes(self.boxes_xyxy, "the predicted boxes"), np.asarray(self.scores)
-        if scores.shape != (len(boxes),) or not np.isfinite(_numbers(scores, "the scores")).all():
+        boxes, scores = _boxes(self.boxes_xyxy, "the predicted boxes"), _numbers(self.scores, "the scores")
+        if scores.shape != (len(boxes),) or not np.isfinite(scores).all():
             raise InputError(f"the scores have shape {scores.shape}; expected [{len(boxes)}], one per predicted box")
         points = _numbers(self.points_xy, "the points").reshape(-1, 2)
-        for name, value in (("boxes_xyxy", boxes), ("scores", _numbers(scores, "the scores")), ("points_xy", points)):
+        for name, value in (("boxes_xyxy", boxes), ("scores", scores), ("points_xy", points)):
             object.__setattr__(self, name, value)
         object.__setattr__(self, "mask", _mask(self.mask, "the predicted mask"))
 
@@ -167,13 +167,19 @@ class Metrics:
     `task` is that of EvalConfig: "gres", "refcoco", "refzom" or "rrefcoco". Raises InputError for another task or protocol.
     """
 
-    def __init__(self, task: str, score_threshold: float = 0.7, protocol: str = "official"):
+    def __init__(
+        self,
+        task: str,
+        score_threshold: float = 0.7,
+        protocol: str = "official",
+        rows: Mapping[int, Row] = MappingProxyType({}),
+    ):
         if task not in TASKS:
             raise InputError(f"eval.task is {task!r}; expected one of {', '.join(TASKS)}")
         if protocol not in ("official", "strict"):
             raise InputError(f"protocol is {protocol!r}; expected official or strict")
         self.task, self.score_threshold, self.protocol = task, score_threshold, protocol
-        self.rows: dict[int, Row] = {}
+        self.rows = dict(rows)
 
     def update(self, answer: Answer, truth: Truth, record: int, group: int = -1) -> Row:
         """Measure a record, and keep and return its row. An earlier row of that record is replaced.
@@ -186,22 +192,14 @@ class Metrics:
 
     def subset(self, records: Iterable[int]) -> "Metrics":
         """The rows of these records alone."""
-        chosen = Metrics(self.task, self.score_threshold, self.protocol)
-        chosen.rows = {record: self.rows[record] for record in records}
-        return chosen
+        return Metrics(
+            self.task, self.score_threshold, self.protocol, {record: self.rows[record] for record in records}
+        )
 
-    def to_array(self) -> Float[np.ndarray, "N columns"]:
-        """All rows in the order of COLUMNS, float64, sorted by record."""
-        return np.array([self.rows[record] for record in sorted(self.rows)], np.float64).reshape(-1, len(COLUMNS))
-
-    @classmethod
-    def from_array(
-        cls, rows: Float[np.ndarray, "N columns"], task: str, score_threshold: float, protocol: str
-    ) -> "Metrics":
-        """The inverse of `to_array`. Rows with a negative record number are padding and left out."""
-        metrics = cls(task, score_threshold, protocol)
-        metrics.rows = {int(row[0]): Row(*row) for row in rows.tolist() if row[0] >= 0}
-        return metrics
+    def columns(self) -> Columns:
+        """The rows by column, float64, sorted by record."""
+        rows = np.array([self.rows[record] for record in sorted(self.rows)], np.float64).reshape(-1, len(Row._fields))
+        return dict(zip(Row._fields, rows.T, strict=True))
 
     def result(self) -> dict[str, float]:
         """The task's metrics in percent, as the protocol defines them; NaN where there is nothing to measure.
@@ -217,7 +215,7 @@ class Metrics:
         return {name: float("nan") if name in invented else value for name, value in official.items()}
 
     def _summary(self, protocol: str) -> dict[str, float]:
-        columns = dict(zip(COLUMNS, self.to_array().T, strict=True))
+        columns = self.columns()
         result = TASKS[self.task].summarize(columns, protocol)
         result["coverage"] = _percent(columns["coverage"][columns["num_targets"] > 0])
         result["REC"] = _percent(_at_least(columns["best_box_iou"], 0.5)[columns["num_targets"] == 1])
@@ -409,16 +407,16 @@ def _rrefcoco(rows: Columns, protocol: str) -> dict[str, float]:
     group_iou, group_rate, group_robust, ious = [], [], [], []
     targeted, none = rows["empty"] == 0, rows["says_none"] == 1
     for group in np.unique(rows["group"]):
-        here = rows["group"] == group
-        meant, meaningless = here & targeted, here & ~targeted
-        iou = rows["iou"][meant]
+        members = rows["group"] == group
+        positive, negative = members & targeted, members & ~targeted
+        iou = rows["iou"][positive]
         ious.append(np.cumsum(iou) if protocol == "official" else iou)
-        if meaningless.any():
-            group_rate.append(none[meaningless].mean())
-        if meant.any():
+        if negative.any():
+            group_rate.append(none[negative].mean())
+        if positive.any():
             group_iou.append(iou.mean())
-            union = rows["union"][meant].sum() + rows["predicted_area"][meaningless & ~none].sum()
-            group_robust.append(rows["intersection"][meant].sum() / union if union else 0.0)
+            union = rows["union"][positive].sum() + rows["predicted_area"][negative & ~none].sum()
+            group_robust.append(rows["intersection"][positive].sum() / union if union else 0.0)
     return {
         "mIoU": _percent(np.array(group_iou)),
         "oIoU": _ratio(rows["intersection"][targeted].sum(), rows["union"][targeted].sum()),

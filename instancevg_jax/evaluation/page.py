@@ -87,7 +87,7 @@ class Bars:
 
 
 @dataclass(frozen=True)
-class Picture:
+class Figure:
     """Panels next to each other, such as prediction and truth, and what they show. Images are RGB uint8 [H, W, 3]."""
 
     panels: Sequence[tuple[str, np.ndarray]]  # (heading, image)
@@ -101,7 +101,7 @@ class Gallery:
     """Pictures in a grid."""
 
     title: str
-    pictures: Sequence[Picture]
+    pictures: Sequence[Figure]
     note: str = ""
 
 
@@ -208,7 +208,7 @@ def _gallery(gallery: Gallery) -> str:
     return f'{lead}<div class="grid">{"".join(map(_figure, gallery.pictures))}</div>'
 
 
-def _figure(picture: Picture) -> str:
+def _figure(picture: Figure) -> str:
     panels = "".join(
         f"<div><small>{escape(heading)}</small>{_embedded(image, f'{picture.caption}: {heading}')}</div>"
         for heading, image in picture.panels

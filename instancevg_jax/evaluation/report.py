@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from data_pipelines.splits import Description, Sample, Split
-from instancevg_jax.answers.draw import Truth, draw_answer, draw_truth
+from instancevg_jax.answers.draw import TrueObjects, draw_answer, draw_truth
 from instancevg_jax.answers.explain import draw_explanation
 from instancevg_jax.answers.grounding import Grounding
 from instancevg_jax.config import Config
@@ -24,9 +24,9 @@ from instancevg_jax.evaluation.outputs import describe_data
 from instancevg_jax.evaluation.page import (
     Bar,
     Bars,
+    Figure,
     Gallery,
     Lines,
-    Picture,
     Section,
     Table,
     Tile,
@@ -157,15 +157,16 @@ def _details(first: Measured, split: str, other: Measured | None) -> list[Sectio
     sections: list[Section] = []
     if evaluation.sweep:
         sections += [_sweep_lines(evaluation, config), _sweep_table(evaluation, config)]
-    described = {record: source.describe(record) for record in evaluation.rows}
+    descriptions = {record: source.describe(record) for record in evaluation.rows}
     compared = {other.name: _evaluation(other, split).metrics} if other else {}
     sections.append(_results(evaluation, compared | measure_baselines(config.eval, source)))
-    sizes = {record: _size(row, _pixels(config, described[record])) for record, row in evaluation.rows.items()}
-    lengths = {record: _length(about.expression) for record, about in described.items()}
+    sizes = {record: _size(row, _pixels(config, descriptions[record])) for record, row in evaluation.rows.items()}
+    lengths = {record: _length(description.expression) for record, description in descriptions.items()}
     groupings = {"size of the target": sizes, "length of the sentence": lengths}
-    for name in dict.fromkeys(name for about in described.values() for name in about.tags):
-        groupings[name] = {record: about.tags[name] for record, about in described.items() if name in about.tags}
-    choices = {record: about.num_objects for record, about in described.items()}
+    tags = {record: description.tags for record, description in descriptions.items()}
+    for name in dict.fromkeys(name for own in tags.values() for name in own):
+        groupings[name] = {record: own[name] for record, own in tags.items() if name in own}
+    choices = {record: description.num_objects for record, description in descriptions.items()}
     sections += [_by_group(evaluation, name, group, choices, config) for name, group in groupings.items()]
     if "template" in groupings:
         sections.append(_template_bars(evaluation, groupings["template"], config))
@@ -245,11 +246,11 @@ def _template_bars(evaluation: Evaluation, template: Mapping[int, str], config: 
     return Bars(f"{evaluation.split}: mean score by template", bars, "always none")
 
 
-def _pixels(config: Config, about: Description) -> int:
+def _pixels(config: Config, description: Description) -> int:
     """Size of the picture that the rows were measured in."""
     if config.eval.resolution == "network":
         return config.model.image_height * config.model.image_width
-    return about.height * about.width
+    return description.height * description.width
 
 
 def _size(row: Row, pixels: int) -> str:
@@ -296,7 +297,7 @@ def _galleries(first: Measured, split: str, other: Measured | None) -> list[Sect
     }
     galleries = []
     for name, records in _chosen(evaluation, source, TASKS[first.config.eval.task].score).items():
-        columns = [_answered(measured, split, records) for measured in (first, other) if measured]
+        columns = [_ask(measured, split, records) for measured in (first, other) if measured]
         pictures = [
             _picture(f"record {record}: {_caption(evaluation.rows[record])}", answers, name != "best answers")
             for record, *answers in zip(records, *columns, strict=True)
@@ -326,7 +327,7 @@ def _chosen(evaluation: Evaluation, source: Split, score: Callable[[Row], float]
 
 
 @dataclass(frozen=True)
-class _Answer:
+class _ModelAnswer:
     """A record as one model sees it, and its answer."""
 
     model: str
@@ -334,18 +335,18 @@ class _Answer:
     grounding: Grounding
 
     @property
-    def truth(self) -> Truth:
-        return Truth(self.shown.boxes_xyxy, self.shown.masks)
+    def truth(self) -> TrueObjects:
+        return TrueObjects(self.shown.boxes_xyxy, self.shown.masks)
 
 
-def _answered(measured: Measured, split: str, records: Sequence[int]) -> list[_Answer]:
+def _ask(measured: Measured, split: str, records: Sequence[int]) -> list[_ModelAnswer]:
     shown = [measured.sources[split].show(record) for record in records]
     assert measured.answer
     groundings = measured.answer([(s.picture, s.expression) for s in shown])
-    return [_Answer(measured.name, s, grounding) for s, grounding in zip(shown, groundings, strict=True)]
+    return [_ModelAnswer(measured.name, s, grounding) for s, grounding in zip(shown, groundings, strict=True)]
 
 
-def _picture(detail: str, answers: Sequence[_Answer], with_inside: bool) -> Picture:
+def _picture(detail: str, answers: Sequence[_ModelAnswer], with_inside: bool) -> Figure:
     """Each model's answer, and the truth."""
     first = answers[0]
     panels = [
@@ -358,7 +359,7 @@ def _picture(detail: str, answers: Sequence[_Answer], with_inside: bool) -> Pict
     panels.append(("ground truth", draw_truth(first.shown.picture, first.truth)))
     expression = first.shown.expression
     inside = _inside(first.shown.picture, first.grounding, expression) if with_inside else None
-    return Picture(panels, expression, detail, inside)
+    return Figure(panels, expression, detail, inside)
 
 
 def _inside(picture: np.ndarray, grounding: Grounding, expression: str) -> np.ndarray | None:

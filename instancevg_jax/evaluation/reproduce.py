@@ -37,7 +37,7 @@ OFFICIAL = {
 FIGURE_KEYS = ("checkpoint", "task", "split", "metric", "value", "source")
 
 
-class Figure(NamedTuple):
+class PublishedScore(NamedTuple):
     """A published score in percent."""
 
     checkpoint: str  # a key of OFFICIAL
@@ -48,7 +48,7 @@ class Figure(NamedTuple):
     source: str
 
 
-class Line(NamedTuple):
+class Comparison(NamedTuple):
     """A measured score, next to the published one if that is known."""
 
     checkpoint: str
@@ -66,7 +66,7 @@ class Line(NamedTuple):
         return self.measured - self.published
 
 
-def load_figures(path: Path) -> list[Figure]:
+def load_figures(path: Path) -> list[PublishedScore]:
     """The figures of a published.json. Raises InputError for one that is incomplete or of an unknown checkpoint."""
     try:
         entries = json.loads(path.read_text("utf-8"))["figures"]
@@ -78,11 +78,11 @@ def load_figures(path: Path) -> list[Figure]:
     for i, entry in enumerate(entries):
         if set(entry) != set(FIGURE_KEYS) or entry["checkpoint"] not in OFFICIAL or entry["task"] not in TASKS:
             raise InputError(f"{path}: figure {i} is {entry}; expected {', '.join(FIGURE_KEYS)} with known names")
-        figures.append(Figure(**entry))
+        figures.append(PublishedScore(**entry))
     return figures
 
 
-def find_checkpoint(weights: Path, name: str) -> Path:
+def official_checkpoint(weights: Path, name: str) -> Path:
     """The directory of an official checkpoint: WEIGHTS/NAME, or WEIGHTS/ with the name of its file. Raises InputError."""
     official = OFFICIAL[name]
     stem = Path(official.file).stem
@@ -98,7 +98,7 @@ def find_checkpoint(weights: Path, name: str) -> Path:
     )
 
 
-def measure(
+def measure_splits(
     name: str, directory: Path, data: Path, mesh: jax.sharding.Mesh, batch_size: int, missing: list[str]
 ) -> Iterator[tuple[Config, Evaluation]]:
     """Evaluate a checkpoint under the official protocol on each of its splits that is there; the others go into `missing`."""
@@ -120,12 +120,12 @@ def measure(
         yield config, evaluator(model, split, source, verbose=True)
 
 
-def compare(name: str, evaluation: Evaluation, task: str, figures: Sequence[Figure]) -> list[Line]:
+def compare(name: str, evaluation: Evaluation, task: str, figures: Sequence[PublishedScore]) -> list[Comparison]:
     """The task's main metrics of a split, and every metric that a figure is published of."""
     known = {f.metric: f for f in figures if (f.checkpoint, f.split) == (name, evaluation.split)}
     metrics = evaluation.metrics
     return [
-        Line(
+        Comparison(
             name,
             evaluation.split,
             metric,
@@ -137,7 +137,7 @@ def compare(name: str, evaluation: Evaluation, task: str, figures: Sequence[Figu
     ]
 
 
-def write(output: Path, lines: Sequence[Line], missing: Sequence[str], facts: dict[str, str]) -> None:
+def write(output: Path, lines: Sequence[Comparison], missing: Sequence[str], facts: dict[str, str]) -> None:
     """OUTPUT/reproduce.json and OUTPUT/reproduce.html."""
     rows: list[dict[str, Any]] = [{**line._asdict(), "difference": line.difference} for line in lines]
     content = {"facts": facts, "results": rows, "missing": list(missing)}

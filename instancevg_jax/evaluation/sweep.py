@@ -8,9 +8,9 @@ evaluation at each threshold.
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float64, Int, UInt8
+from jaxtyping import Int, UInt8
 
-from instancevg_jax.evaluation.metrics import COLUMNS, Answer, Metrics, Truth, measure_at
+from instancevg_jax.evaluation.metrics import Answer, Metrics, Row, Truth, measure_at
 
 SWEPT = ("F1", "N_acc", "T_acc", "gIoU")
 
@@ -21,11 +21,11 @@ def thresholds_around(score_threshold: float) -> tuple[float, ...]:
 
 
 class Sweep:
-    """The rows of one split at every threshold: records [N] x thresholds [S] x metrics.COLUMNS."""
+    """The rows of one split at every threshold."""
 
     def __init__(self, thresholds: Sequence[float], protocol: str):
         self.thresholds, self.protocol = tuple(thresholds), protocol
-        self.rows: dict[int, np.ndarray] = {}  # record -> [S, columns] float64
+        self.rows: dict[int, np.ndarray] = {}  # record -> [S, columns of Row] float64
 
     def update(self, answer: Answer, passed: UInt8[np.ndarray, "h w"], truth: Truth, record: int) -> None:
         """Measure a record. `passed` is its `thresholds_passed`, in the pixels of the truth's mask."""
@@ -39,28 +39,14 @@ class Sweep:
         counts = np.bincount(passed, minlength=len(self.thresholds) + 1)
         return counts[:0:-1].cumsum()[::-1]
 
-    def to_array(self) -> Float64[np.ndarray, "N S columns"]:
-        """All rows, sorted by record."""
-        rows = [self.rows[record] for record in sorted(self.rows)]
-        return np.array(rows, np.float64).reshape(-1, len(self.thresholds), len(COLUMNS))
-
-    @classmethod
-    def from_array(
-        cls, rows: Float64[np.ndarray, "N S columns"], thresholds: Sequence[float], protocol: str
-    ) -> "Sweep":
-        """The inverse of `to_array`."""
-        sweep = cls(thresholds, protocol)
-        sweep.rows = {int(row[0, 0]): row for row in rows}
-        return sweep
-
     def result(self) -> dict[float, dict[str, float]]:
         """The SWEPT metrics, in percent, of every threshold; NaN where there is nothing to measure, under both protocols."""
-        rows = self.to_array()
-        results = {
-            threshold: Metrics.from_array(rows[:, i], "gres", threshold, self.protocol).shown()
-            for i, threshold in enumerate(self.thresholds)
-        }
-        return {threshold: {name: result[name] for name in SWEPT} for threshold, result in results.items()}
+        results = {}
+        for i, threshold in enumerate(self.thresholds):
+            rows = {record: Row(*values[i].tolist()) for record, values in self.rows.items()}
+            metrics = Metrics("gres", threshold, self.protocol, rows).shown()
+            results[threshold] = {name: metrics[name] for name in SWEPT}
+        return results
 
 
 def best_thresholds(results: dict[float, dict[str, float]]) -> dict[str, float]:

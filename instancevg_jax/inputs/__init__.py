@@ -1,3 +1,3 @@
-"""What a person has, pictures and sentences, as arrays for the model: one path for training, evaluation and prediction.
+"""Turns pictures and sentences into arrays for the model: one path for training, evaluation and prediction.
 
 May import the ground floor and `runtime`."""

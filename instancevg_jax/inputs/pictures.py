@@ -1,4 +1,4 @@
-"""Pictures, from what a user has to what the network takes: one path for training, evaluation and prediction.
+"""Reads, resizes and normalizes pictures: one path for training, evaluation and prediction.
 
 Source: instancevg/datasets/pipelines/loading.py and transforms.py of the original; it decodes and resizes with OpenCV.
 """

@@ -1,4 +1,4 @@
-"""Sentences, from what a user writes to what the tokenizer takes: one path for training, evaluation and prediction.
+"""Cleans sentences for the tokenizer: one path for training, evaluation and prediction.
 
 Source: `clean_string` in instancevg/datasets/pipelines/loading.py of the original, which knows ASCII only.
 """

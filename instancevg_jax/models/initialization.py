@@ -110,18 +110,13 @@ COPIES: Mapping[str, str] = {
 
 def draw_official(model: nnx.Module, key: Array) -> None:
     """Replace every parameter of an InstanceVG by the original's first values. Statistics of BatchNorm stay 0 and 1."""
-    params = {path_name(path): node for path, node in nnx.iter_graph(model) if isinstance(node, nnx.Param)}
+    params = {".".join(map(str, path)): node for path, node in nnx.iter_graph(model) if isinstance(node, nnx.Param)}
     shapes = {path: param.shape for path, param in params.items()}
     for path, param in params.items():
         draw = rule(path)
         if draw is not None:
             kernel = shapes.get(f"{path.rpartition('.')[0]}.kernel", shapes[path])
             param.set_value(draw(jax.random.fold_in(key, _number(path)), shapes[path], kernel))
-
-
-def path_name(path: tuple) -> str:
-    """A parameter's name from its path in a module, "decoder.layers.0.mlp.fc1.kernel"."""
-    return ".".join(map(str, path))
 
 
 def rule(path: str) -> Draw | None:
@@ -133,7 +128,7 @@ def rule(path: str) -> Draw | None:
 
 
 def _number(path: str) -> int:
-    """What stands for a path in its random key: equal for copies."""
+    """The number that a path adds to the random key; equal for copies."""
     for pattern, name in COPIES.items():
         path = re.sub(pattern.replace(".", r"\."), name, path)
     return zlib.crc32(path.encode())

@@ -8,7 +8,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,6 @@ from jaxtyping import Array, Bool, Float
 from instancevg_jax.models import fast
 from instancevg_jax.models.fast import wide, wide_dtype
 
-Value = TypeVar("Value")
 DTYPES = {
     "float32": jnp.float32,
     "bfloat16": jnp.bfloat16,

@@ -1,4 +1,4 @@
-"""Which query answers for which target: the exact assignment of least cost, inside jit."""
+"""Matches queries to targets: the exact assignment of least cost, inside jit."""
 
 import jax
 import jax.numpy as jnp

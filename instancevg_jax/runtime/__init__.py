@@ -1,3 +1,3 @@
-"""How a command meets its surroundings: flags, console, devices and version.
+"""The command line, the console, devices, the compilation cache and the version.
 
 May import the ground floor (the modules directly in `instancevg_jax` that are not commands)."""

@@ -1,94 +1,78 @@
-"""The command line of commands on a config: `--config CONFIG`, `--config.section.field=value`, and the command's own options.
+"""The command line of commands on a config: `--config CONFIG`, `--config.SECTION.FIELD=VALUE`, and the command's own options.
 
 CONFIG is a Python file with `get_config` (FILE[:VARIANT]), a config.json that a run has written, or the name of a config of this
 project (NAME[:VARIANT], such as refcoco:large).
 """
 
-import copy
+import argparse
+import ast
 import difflib
 import importlib
 import importlib.util
 import pkgutil
+import re
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
-
-from absl import flags
-from ml_collections import config_flags
 
 from instancevg_jax import config as configs
 from instancevg_jax.config import Config
 from instancevg_jax.errors import InputError, first_line
 
 CONFIG_HELP = (
-    "A file configs/NAME.py[:VARIANT], a config by NAME[:VARIANT] (such as refcoco:large), or the config.json of a run. "
-    "Override single fields with --config.SECTION.FIELD=VALUE; see the list below."
+    "a file configs/NAME.py[:VARIANT], a config by NAME[:VARIANT] (such as refcoco:large), or the config.json of a run; "
+    "--config.SECTION.FIELD=VALUE overrides a field, see the list below"
+)
+DISTRIBUTED_HELP = (
+    "run as one of several processes: 'auto' (TPU pods, Slurm, Open MPI, Kubernetes), or "
+    "COORDINATOR_HOST:PORT,PROCESS_ID,NUM_PROCESSES"
 )
 WIDTH = 100  # characters of a line of --help
+OVERRIDE = "--config."
 
 
-def parse(
-    argv: Sequence[str],
-    description: str,
-    options: Mapping[str, tuple[str | None, str]],
-    required: Sequence[str],
-    switches: Mapping[str, str] | None = None,
-    start: Config | None = None,
-) -> tuple[Config, dict[str, str | bool | None]]:
-    """Parse a command line (without the program's name).
+def parser_of(command: str, description: str) -> argparse.ArgumentParser:
+    """A parser with the options --config and --help. The command adds its own, and calls `parse`."""
+    parser = argparse.ArgumentParser(
+        prog=f"instancevg {command}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
+        allow_abbrev=False,
+        exit_on_error=False,
+    )
+    parser.add_argument("--config", metavar="CONFIG", help=CONFIG_HELP)
+    parser.add_argument("-h", "--help", action="store_true", help="show this text, with the values of --config")
+    return parser
 
-    Args:
-        argv: the arguments.
-        description: the first part of `--help`.
-        options: name -> (default, help) of the command's own string options.
-        required: names of the options that must be given, besides --config.
-        switches: name -> help of options without a value, which are off unless given.
-        start: the config that overrides apply to where there is no --config.
 
-    Returns:
-        The config with its overrides, and the values of options and switches.
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The options on a command line, and the other arguments, which `values_of` and `override` take.
 
-    Raises:
-        InputError: an unknown flag or field, a value of the wrong type or out of range, a config file that is missing or fails.
-        SystemExit: after `--help`.
+    Raises InputError for an unknown option, and for one without a valid value; SystemExit after `--help`.
     """
-    switches = switches or {}
-    spec, argv = _take_config(argv)
-    if any(argument in ("-h", "--help", "-help") for argument in argv):
-        rows = {**options, **{name: (None, text) for name, text in switches.items()}}
-        print(_help(description, rows, required, load_config(spec) if spec else start or Config()))
-        sys.exit(0)
-    if spec is None and start is None:
-        raise InputError("--config is required; see --help")
-    config = load_config(spec) if spec is not None else copy.deepcopy(start)
-    assert config
-    _check_fields(argv, config)
-    values, command = flags.FlagValues(), ["command", *argv]
-    config_flags.DEFINE_config_dataclass("config", config, flag_values=values, sys_argv=command)
-    for name, (default, text) in options.items():
-        flags.DEFINE_string(name, default, text, flag_values=values)
-    for name, text in switches.items():
-        flags.DEFINE_boolean(name, False, text, flag_values=values)
     try:
-        rest = values(command)[1:]
-    except flags.Error as error:
-        raise InputError(" ".join(str(error).split())) from error
-    if rest:
-        raise InputError(f"unexpected argument {rest[0]!r}; see --help")
-    for name in required:
-        if name != "config" and values[name].value is None:
-            raise InputError(f"--{name} is required; see --help")
-    config = values["config"].value
-    assert isinstance(config, Config)
-    configs.check(config)
-    return config, {name: values[name].value for name in (*options, *switches)}
+        args, rest = parser.parse_known_args(argv)
+    except argparse.ArgumentError as error:
+        raise InputError(f"{error}; see --help") from error
+    if args.help:
+        parser.epilog = _help_of(load_config(args.config) if args.config else Config())
+        print(parser.format_help(), end="")  # print_help hides a full disk
+        sys.exit(0)
+    for name in (argument.partition("=")[0] for argument in rest):
+        if name.startswith("--") and not name.startswith(OVERRIDE):
+            near = difflib.get_close_matches(name, re.findall(r"--[\w-]+", parser.format_usage()), n=1)
+            raise InputError(f"unknown option {name}; {f'did you mean {near[0]}?' if near else 'see --help'}")
+    return args, rest
 
 
-def load_config(spec: str) -> Config:
+def load_config(spec: str | None) -> Config:
     """The config that `--config` names, without overrides. Raises InputError if there is none, or its file fails."""
+    if not spec:
+        raise InputError("--config is required; see --help")
     name, _, variant = spec.partition(":")
     path = Path(name)
     if path.suffix == ".json":
@@ -107,37 +91,42 @@ def load_config(spec: str) -> Config:
 
 
 def override(config: Config, arguments: Sequence[str]) -> Config:
-    """The config with `--config.section.field=value` applied. Raises InputError as `parse` does."""
-    _check_fields(arguments, config)
-    values, command = flags.FlagValues(), ["command", *arguments]
+    """A copy of the config with `--config.SECTION.FIELD=VALUE` applied. Raises InputError as `config.with_values` does."""
+    return configs.with_values(config, values_of(config, arguments))
+
+
+def values_of(config: Config, arguments: Sequence[str]) -> dict[str, Any]:
+    """Dotted name -> value of each override, `--config.SECTION.FIELD=VALUE` or `--config.SECTION.FIELD VALUE`.
+
+    A tuple is written as in Python, or as words separated by commas. Raises InputError for any other argument, and for an
+    unknown field.
+    """
+    values: dict[str, Any] = {}
+    rest = list(arguments)
+    while rest:
+        name, equals, text = rest.pop(0).partition("=")
+        if not name.startswith(OVERRIDE):
+            raise InputError(f"unexpected argument {name!r}; see --help")
+        if not equals and not rest:
+            raise InputError(f"{name} has no value; see --help")
+        field = name.removeprefix(OVERRIDE)
+        values[field] = _value(text if equals else rest.pop(0), configs.value_of(config, field))
+    return values
+
+
+def _value(text: str, default: Any) -> Any:
+    """The value of the type of `default`, or the text itself, which `config.with_values` refuses."""
     try:
-        config_flags.DEFINE_config_dataclass("config", config, flag_values=values, sys_argv=command)
-        values(command)
-    except flags.Error as error:
-        raise InputError(" ".join(str(error).split())) from error
-    changed = values["config"].value
-    assert isinstance(changed, Config)
-    configs.check(changed)
-    return changed
-
-
-def option(argv: Sequence[str], name: str) -> str | None:
-    """The value of `--name VALUE` or `--name=VALUE`, before `parse`; None if it is not given."""
-    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
-        given, separator, value = argument.lstrip("-").partition("=")
-        if argument.startswith("-") and given == name:
-            return value if separator else following
-    return None
-
-
-def overridden(argv: Sequence[str], config: Config) -> dict[str, Any]:
-    """The fields that `argv` overrides, by dotted name, with their values in the parsed `config`."""
-    names = {argument.partition("=")[0].lstrip("-") for argument in argv if argument.startswith("-")}
-    return {
-        name: value
-        for name, (_, value) in configs.fields(config).items()
-        if names & {f"config.{name}", f"noconfig.{name}"}
-    }
+        if isinstance(default, bool):
+            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+        if isinstance(default, int | float):
+            return type(default)(text)
+        if isinstance(default, tuple):
+            value = ast.literal_eval(text)
+            return value if isinstance(value, tuple | list) else (value,)
+    except (ValueError, KeyError, SyntaxError):
+        return tuple(text.split(",")) if isinstance(default, tuple) else text
+    return text
 
 
 def _module_of_file(path: Path) -> ModuleType:
@@ -169,55 +158,14 @@ def _failed(name: str, error: Exception) -> InputError:
     return InputError(f"{name}: the config file fails: {type(error).__name__}: {first_line(error)}")
 
 
-def _take_config(argv: Sequence[str]) -> tuple[str | None, list[str]]:
-    """The value of `--config`, if it is given, and the other arguments."""
-    spec, others, rest = None, [], list(argv)
-    while rest:
-        argument = rest.pop(0)
-        flag, equals, value = argument.partition("=")
-        if flag not in ("--config", "-config"):
-            others.append(argument)
-        elif equals:
-            spec = value
-        elif rest:
-            spec = rest.pop(0)
-        else:
-            raise InputError("--config has no value; see --help")
-    return spec, others
-
-
-def _check_fields(argv: Sequence[str], config: Config) -> None:
-    """Raise InputError for an override of a field that does not exist, naming the most similar one."""
-    known = list(configs.fields(config))
-    for argument in argv:
-        name = argument.partition("=")[0].lstrip("-").removeprefix("no")
-        field = name.removeprefix("config.")
-        if not argument.startswith("-") or field == name or field in known:
-            continue
-        leaf = field.rpartition(".")[2]
-        near = [other for other in known if other.rpartition(".")[2] == leaf]
-        near = near or difflib.get_close_matches(field, known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else "see --help for all fields"
-        raise InputError(f"--config.{field}: no such field; {hint}")
-
-
-def _help(
-    description: str, options: Mapping[str, tuple[str | None, str]], required: Sequence[str], config: Config
-) -> str:
-    rows: Mapping[str, tuple[str | None, str]] = {"config": (None, CONFIG_HELP), **options}
-    lines = [description.strip(), "", "Options:"]
-    for name, (default, text) in rows.items():
-        note = " (required)" if name in required else f" (default: {default})" if default else ""
-        lines += _entry(f"--{name}", text + note)
+def _help_of(config: Config) -> str:
+    """Every field with its value, documentation and choices."""
+    lines, section = [], ""
     for name, (field, value) in configs.fields(config).items():
-        section = name.partition(".")[0]
-        if not any(line == f"Config, section {section}:" for line in lines):
-            lines += ["", f"Config, section {section}:"]
+        if section != name.partition(".")[0]:
+            section = name.partition(".")[0]
+            lines += [f"\nConfig, section {section}:"]
         choices = field.metadata["choices"]
-        note = f" One of {', '.join(choices)}." if choices else ""
-        lines += _entry(f"--config.{name}={value}", field.metadata["text"] + note)
-    return "\n".join(lines)
-
-
-def _entry(flag: str, text: str) -> list[str]:
-    return [f"  {flag}", *textwrap.wrap(text, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)]
+        text = field.metadata["text"] + (f" One of {', '.join(choices)}." if choices else "")
+        lines += [f"  {OVERRIDE}{name}={value}", textwrap.indent(textwrap.fill(text, WIDTH - 6), " " * 6)]
+    return "\n".join(lines).lstrip()

@@ -1,4 +1,4 @@
-"""Compiled programs are kept on disk, so that a command compiles once per machine and not once per call."""
+"""Keeps compiled programs on disk, so that a command compiles once per machine."""
 
 import os
 from pathlib import Path

@@ -5,6 +5,7 @@ mesh of n x 1 is data parallel, 1 x n is fully sharded ("FSDP"), and others comb
 """
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,15 +20,9 @@ from instancevg_jax.errors import InputError
 DATA, FSDP = "data", "fsdp"
 SMALLEST_SPLIT = 4096  # elements; replicating smaller arrays costs less than gathering their shards
 
-DISTRIBUTED_OPTION = (
-    None,
-    "Run as one of several processes: 'auto' (TPU pods, Slurm, Open MPI, Kubernetes), or "
-    "COORDINATOR_HOST:PORT,PROCESS_ID,NUM_PROCESSES.",
-)
-
 
 def join_processes(where: str) -> None:
-    """Make this process one of several. Call it before anything asks JAX for a device.
+    """Make this process one of several. Call it before JAX is asked for a device.
 
     `where`: "COORDINATOR_HOST:PORT,PROCESS_ID,NUM_PROCESSES", where the coordinator is process 0; "auto" on a cluster that JAX
     recognizes (TPU pods, Slurm, Open MPI, Kubernetes); or "" for a single process. Raises InputError for anything else.
@@ -42,15 +37,14 @@ def join_processes(where: str) -> None:
                 f"--distributed=auto: no cluster was recognized ({error}); expected HOST:PORT,PROCESS_ID,NUM_PROCESSES"
             ) from error
         return
-    address, *numbers = where.split(",")
-    if len(numbers) != 2 or not all(number.isdecimal() for number in numbers) or not _is_address(address):
+    if not (match := re.fullmatch(r"([^,]+:\d+),(\d+),(\d+)", where)):
         raise InputError(
             f"--distributed is {where!r}; expected auto or HOST:PORT,PROCESS_ID,NUM_PROCESSES such as 10.0.0.1:1234,0,2"
         )
-    process, count = map(int, numbers)
+    process, count = int(match[2]), int(match[3])
     if process >= count:
         raise InputError(f"--distributed is {where!r}; expected a PROCESS_ID below NUM_PROCESSES, which is {count}")
-    jax.distributed.initialize(address, num_processes=count, process_id=process)
+    jax.distributed.initialize(match[1], num_processes=count, process_id=process)
 
 
 def make_mesh(data: int = 0, fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
@@ -178,8 +172,3 @@ def _split(shape: tuple[int, ...], parts: int) -> PartitionSpec:
         return PartitionSpec()
     longest = max(fitting, key=lambda axis: shape[axis])
     return PartitionSpec(*[None] * longest, FSDP)
-
-
-def _is_address(text: str) -> bool:
-    host, _, port = text.rpartition(":")
-    return bool(host) and port.isdecimal()

@@ -21,7 +21,7 @@ from instancevg_jax.errors import InputError
 from instancevg_jax.runtime.version import __version__
 from instancevg_jax.serving.batching import Batcher, Busy
 from instancevg_jax.serving.limits import BodyLimits
-from instancevg_jax.serving.model import Model, Question
+from instancevg_jax.serving.model import Model, SentenceRequest
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Limits:
     decoding: int = 2  # pictures that are decoded at the same time
 
 
-class _Metrics:
+class _Counters:
     """Counters of one app, in a registry of its own."""
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class _Metrics:
 
 def create_app(model: Model, limits: Limits) -> FastAPI:
     """The application around a model."""
-    metrics = _Metrics()
+    metrics = _Counters()
     batcher = Batcher(model.answer, model.max_batch, limits.waiting)
     metrics.waiting.set_function(lambda: batcher.depth)
     decoding = asyncio.Semaphore(limits.decoding)
@@ -100,7 +100,7 @@ def create_app(model: Model, limits: Limits) -> FastAPI:
         data = await picture.read()
         async with decoding:
             rgb = await asyncio.to_thread(model.decode, data, picture.filename or "the picture")
-        questions = [Question(rgb, text, score_threshold, all_queries) for text in sentence]
+        questions = [SentenceRequest(rgb, text, score_threshold, all_queries) for text in sentence]
         results = await batcher.ask_all(questions)
         for result in results:
             if isinstance(result, InputError):

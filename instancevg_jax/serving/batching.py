@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-Question = TypeVar("Question")
-Answer = TypeVar("Answer")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class Busy(Exception):
@@ -14,23 +14,23 @@ class Busy(Exception):
 
 
 @dataclass
-class _Waiting(Generic[Question, Answer]):
-    question: Question
-    answer: asyncio.Future[Answer]
+class _Waiting(Generic[Item, Result]):
+    question: Item
+    answer: asyncio.Future[Result]
 
 
-class Batcher(Generic[Question, Answer]):
+class Batcher(Generic[Item, Result]):
     """Answers questions by calling a blocking function with up to `max_batch` of them, in a thread.
 
     A batch starts as soon as the previous one has ended, with whatever waits by then: a lone question is not delayed.
     """
 
     def __init__(
-        self, answer_batch: Callable[[Sequence[Question]], Sequence[Answer]], max_batch: int, max_waiting: int
+        self, answer_batch: Callable[[Sequence[Item]], Sequence[Result]], max_batch: int, max_waiting: int
     ) -> None:
         """`max_waiting`: questions that may wait; one more raises `Busy`."""
         self._answer_batch, self._max_batch, self._max_waiting = answer_batch, max_batch, max_waiting
-        self._waiting: list[_Waiting[Question, Answer]] = []
+        self._waiting: list[_Waiting[Item, Result]] = []
         self._wake = asyncio.Event()
         self.batches, self.answered = 0, 0
 
@@ -39,11 +39,11 @@ class Batcher(Generic[Question, Answer]):
         """How many questions wait now."""
         return len(self._waiting)
 
-    async def ask(self, question: Question) -> Answer:
+    async def ask(self, question: Item) -> Result:
         """The answer to a question. Raises Busy, or what answering raised."""
         return (await self.ask_all([question]))[0]
 
-    async def ask_all(self, questions: Sequence[Question]) -> list[Answer]:
+    async def ask_all(self, questions: Sequence[Item]) -> list[Result]:
         """The answers to several questions, which wait together or not at all."""
         if len(self._waiting) + len(questions) > self._max_waiting:
             raise Busy
@@ -67,7 +67,7 @@ class Batcher(Generic[Question, Answer]):
             if batch:
                 await self._answer(batch)
 
-    async def _answer(self, batch: Sequence[_Waiting[Question, Answer]]) -> None:
+    async def _answer(self, batch: Sequence[_Waiting[Item, Result]]) -> None:
         self.batches, self.answered = self.batches + 1, self.answered + len(batch)
         try:
             answers = await asyncio.to_thread(self._answer_batch, [one.question for one in batch])

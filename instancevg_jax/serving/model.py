@@ -1,4 +1,4 @@
-"""What the server asks of a predictor: every query once, so that a threshold applies afterwards and one batch serves all."""
+"""The predictor as the server uses it: it returns every query, so that one batch serves requests with any threshold."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from data_pipelines.shapes.dataset import ShapesDataset
-from instancevg_jax.answers.grounding import Grounding, run_lengths
+from instancevg_jax.answers.grounding import Grounding, encode_mask
 from instancevg_jax.answers.predictor import Predictor
 from instancevg_jax.errors import InputError
 from instancevg_jax.inputs.pictures import decode_picture
@@ -19,7 +19,7 @@ EXAMPLES = {"scene-1.png": ("test", 7), "scene-2.png": ("test", 12), "scene-3.pn
 
 
 @dataclass(frozen=True)
-class Question:
+class SentenceRequest:
     """A sentence about a picture, and what to return."""
 
     rgb: UInt8[np.ndarray, "H W 3"]
@@ -40,7 +40,7 @@ class Model:
         """A picture's file as RGB. Raises InputError, also for pictures of more pixels than the limit."""
         return decode_picture(data, name)
 
-    def answer(self, questions: Sequence[Question]) -> list[dict[str, Any] | InputError]:
+    def answer(self, questions: Sequence[SentenceRequest]) -> list[dict[str, Any] | InputError]:
         """The answers as JSON values, in order; an InputError where a sentence has no words."""
         pairs = [(question.rgb, question.sentence) for question in questions]
         found = self._predictor.predict_many(pairs, score_threshold=0.0, mask="global")
@@ -53,7 +53,7 @@ class Model:
         """Compile the programs that answer one question and a full batch."""
         blank = np.zeros((64, 64, 3), np.uint8)
         for count in (1, self.max_batch):
-            self.answer([Question(blank, "the red circle", None, False)] * count)
+            self.answer([SentenceRequest(blank, "the red circle", None, False)] * count)
 
     def about(self) -> dict[str, Any]:
         """What the model is, its settings, and example pictures with sentences."""
@@ -80,7 +80,7 @@ class Model:
         _, data = cv2.imencode(".png", cv2.cvtColor(_scenes(split)[index].image, cv2.COLOR_RGB2BGR))
         return data.tobytes()
 
-    def _to_json(self, question: Question, grounding: Grounding) -> dict[str, Any]:
+    def _to_json(self, question: SentenceRequest, grounding: Grounding) -> dict[str, Any]:
         """`grounding` holds every query, and the global mask as its merged mask."""
         settings = self._predictor.config.eval
         if question.all_queries:
@@ -91,7 +91,7 @@ class Model:
                     "size": [rows, columns],
                     "values": [round(float(x), 5) for x in grounding.evidence.point_map.flat],
                 }
-            return {**grounding.to_json(), "global_mask": run_lengths(grounding.mask), "heat": heat}
+            return {**grounding.to_json(), "global_mask": encode_mask(grounding.mask), "heat": heat}
         threshold = settings.score_threshold if question.score_threshold is None else question.score_threshold
         return above(grounding, threshold, settings.mask_merge).to_json()
 

@@ -83,7 +83,7 @@ def fine_tune(
         profile: number of steps to trace into WORKDIR/profile.
 
     Returns:
-        The metrics that `instancevg_jax.train.train` returns.
+        The metrics that `training.loop.train` returns.
 
     Raises:
         InputError: `instancevg check` finds a fault in the data, WORKDIR holds another run, or `train` cannot run.

@@ -1,4 +1,4 @@
-"""Models that a run leaves for others: the last one, the best ones, and their metrics."""
+"""Publishes the models of a run: the last one and the best ones, with their metrics."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ from flax import nnx
 
 from data_pipelines.splits import Split
 from instancevg_jax import checkpoint
-from instancevg_jax.answers.draw import Truth, draw_grounding
+from instancevg_jax.answers.draw import TrueObjects, draw_grounding
 from instancevg_jax.answers.predictor import Predictor
 from instancevg_jax.evaluation.evaluator import Evaluator, summary
 from instancevg_jax.evaluation.metrics import TASKS
@@ -48,12 +48,8 @@ class Publisher:
         """Publish the model, measure it on the validation splits, and keep it where it is the best so far."""
         model = self._publish(state, step)
         names = self._plan.validation_splits
-        results = {split: self._measure(model, step, split) for split in names}
-        for split, metrics in results.items():
-            self._log.scalars(step, split, metrics)
-            say(f"step {self._plan.position(step)}, {split}: {summary(metrics)}")
+        results = self._measure_and_log(model, step, names)
         if names and sharding.is_first_process():
-            self._log_pictures(model, step, names[0])
             for folder, metric in best_metrics(self._plan.config).items():
                 self._keep_if_best(folder, metric, model, step, results)
         sharding.wait_for_all("the model is validated")
@@ -67,12 +63,7 @@ class Publisher:
         if self._plan.eval_every and folders:
             return self._measure_best(folders)
         model = self._publish(state, step)
-        results = {split: self._measure(model, step, split) for split in self._plan.config.data.eval_splits}
-        for split, metrics in results.items():
-            self._log.scalars(step, split, metrics)
-            say(f"step {self._plan.position(step)}, {split}: {summary(metrics)}")
-        if results and sharding.is_first_process():
-            self._log_pictures(model, step, next(iter(results)))
+        results = self._measure_and_log(model, step, self._plan.config.data.eval_splits)
         sharding.wait_for_all("the last model is measured")
         return results
 
@@ -91,14 +82,24 @@ class Publisher:
         return results[steps[folders[0]]]
 
     def _publish(self, state: TrainState, step: int) -> InstanceVG:
-        """Write WORKDIR/checkpoint. Returns the model, on the host, so that each process can use it by itself."""
+        """Write WORKDIR/checkpoint. Returns the model on the host, where each process can use it alone."""
         weights = jax.device_get(sharding.gather(train_state.weights(state), self._plan.mesh))
         model = nnx.merge(self._graph, *weights)
         self._save("checkpoint", model, step, {})
         return model
 
+    def _measure_and_log(self, model: InstanceVG, step: int, names: Sequence[str]) -> Results:
+        """The metrics of the model after a step on some splits, and pictures of the first of these."""
+        results = {split: self._measure(model, step, split) for split in names}
+        for split, metrics in results.items():
+            self._log.scalars(step, split, metrics)
+            say(f"step {self._plan.position(step)}, {split}: {summary(metrics)}")
+        if names and sharding.is_first_process():
+            self._log_pictures(model, step, names[0])
+        return results
+
     def _measure(self, model: InstanceVG, step: int, split: str) -> dict[str, float]:
-        """The metrics of the model of a step on a split."""
+        """The metrics on a split of the model after a step."""
         if (step, split) not in self._measured:
             source = self._plan.eval_splits[split]
             evaluation = self._tools(model)[0](model, split, source, after_batch=self._check)
@@ -117,7 +118,11 @@ class Publisher:
         values = [metrics[metric] for metrics in results.values() if not math.isnan(metrics[metric])]
         score = sum(values) / len(values) if values else -math.inf
         if score > self._best_so_far(folder, metric, list(results)):
-            best = {"metric": metric, "value": score, "splits": {s: _without_nan(m) for s, m in results.items()}}
+            finite = {
+                split: {name: None if math.isnan(value) else value for name, value in metrics.items()}
+                for split, metrics in results.items()
+            }
+            best = {"metric": metric, "value": score, "splits": finite}
             self._save(folder, model, step, {"best": best})
             say(f"step {step}: best {metric} so far ({score:.2f}), kept as {folder}")
 
@@ -146,10 +151,6 @@ class Publisher:
         pairs = [(one.picture, one.expression) for one in shown]
         groundings = predictor.predict_batch(pairs, always_answer=TASKS[self._plan.config.eval.task].always_answers)
         for record, (one, grounding) in enumerate(zip(shown, groundings, strict=True)):
-            truth = Truth(one.boxes_xyxy, one.masks)
+            truth = TrueObjects(one.boxes_xyxy, one.masks)
             picture = draw_grounding(one.picture, grounding, one.expression, truth)
             self._log.picture(step, f"{split}/{record}", picture)
-
-
-def _without_nan(metrics: dict[str, float]) -> dict[str, float | None]:
-    return {name: None if math.isnan(value) else value for name, value in metrics.items()}

@@ -5,18 +5,12 @@ WORKDIR/damaged/STEP  states that could not be read, moved here
 WORKDIR/lock          held by the one trainer that writes in WORKDIR
 """
 
-import json
-import os
-import platform
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-try:
-    import fcntl
-except ModuleNotFoundError:  # Windows
-    fcntl = None
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,6 +20,7 @@ from jaxtyping import Array, UInt32
 from instancevg_jax import config as configs
 from instancevg_jax.config import Config
 from instancevg_jax.errors import InputError, first_line
+from instancevg_jax.files import locked
 from instancevg_jax.runtime import sharding
 from instancevg_jax.runtime.console import say
 from instancevg_jax.runtime.trees import flatten
@@ -82,8 +77,7 @@ class RunStates:
             if value is None:
                 raise self._not_saved(self._manager.latest_step(), error) from error
         finally:
-            if self._lock is not None:
-                os.close(self._lock)
+            self._lock.close()
 
     def save(self, step: int, state: TrainState, data: Mapping[str, Any]) -> None:
         """Start writing. The state may be donated once this returns. Raises InputError if the disk is full.
@@ -205,42 +199,17 @@ def _words(leaf: Array) -> UInt32[Array, "..."]:
     return jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
 
 
-def _lock_for_all(path: Path) -> int | None:
-    """The lock, acquired by the first process. If that fails, all processes raise InputError."""
-    lock, refusal = None, None
+def _lock_for_all(path: Path) -> ExitStack:
+    """Holds the lock until it is closed, on the first process. If that fails, all processes raise InputError."""
+    lock, refusal = ExitStack(), None
     if sharding.is_first_process():
         try:
-            lock = _lock(path)
+            lock.enter_context(locked(path, "another trainer is running here"))
         except InputError as error:
             refusal = error
     if not sharding.on_all_processes(refusal is None):
         raise refusal or InputError(f"{path.parent}: another trainer is running here")
     return lock
-
-
-def _lock(path: Path) -> int:
-    """An open file with an exclusive lock, which the operating system releases when the process ends, however it ends."""
-    if fcntl is None:
-        raise InputError("training needs file locks, which Windows lacks; use Linux, macOS, or WSL on Windows")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise InputError(f"{path.parent}: cannot be written to ({error.strerror})") from error
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        holder = os.read(handle, 100).decode(errors="replace").strip()
-        os.close(handle)
-        raise InputError(f"{path.parent}: another trainer is running here ({holder or 'unknown'})") from error
-    except OSError as error:
-        os.close(handle)
-        raise InputError(
-            f"{path}: cannot be locked ({error.strerror}); choose a --workdir on a file system with locks"
-        ) from error
-    os.ftruncate(handle, 0)
-    os.write(handle, json.dumps({"host": platform.node(), "pid": os.getpid()}).encode())
-    return handle
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

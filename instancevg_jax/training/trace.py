@@ -13,6 +13,8 @@ WARM_UP = 10  # steps before a trace begins
 
 def check_profile(count: int, num_steps: int) -> None:
     """Raise InputError if a run is too short for a trace of `count` steps."""
+    if count < 0:
+        raise InputError(f"--profile is {count}; expected a number of steps")
     if count and num_steps < WARM_UP + count:
         needed = WARM_UP + count
         raise InputError(

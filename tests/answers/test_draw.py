@@ -13,7 +13,7 @@ from instancevg_jax.answers.draw import (
     NOTE,
     PALETTE,
     UNSURE,
-    Truth,
+    TrueObjects,
     draw_grounding,
 )  # fmt: skip
 from instancevg_jax.answers.grounding import Grounding
@@ -97,20 +97,20 @@ def test_notes_are_written_below():
 
 def test_truth_stands_beside_the_prediction():
     answer = grounding(500, 600, [[100, 100, 250, 300]])
-    truth = Truth(answer.boxes_xyxy, answer.masks)
+    truth = TrueObjects(answer.boxes_xyxy, answer.masks)
     drawn = draw_grounding(picture(500, 600), answer, "a thing", truth)
     assert drawn.shape[1] == 2 * 600 + 6
     left, right = drawn[:, :600], drawn[:, 606:]
     assert (nearness(left, PALETTE[0]) == 0).sum() > 100
     assert (nearness(right, PALETTE[0]) == 0).sum() > 100
-    swapped = Truth(
+    swapped = TrueObjects(
         np.array([[400, 300, 450, 350], [102, 99, 250, 300]]), np.zeros((2, 500, 600), bool)
     )  # the second true object is the one found
     left = draw_grounding(picture(500, 600), answer, "a thing", swapped)[:, :600]
     assert (nearness(left, PALETTE[1]) == 0).sum() > 100
     assert not (nearness(left, PALETTE[0]) == 0).any()
     nothing = draw_grounding(
-        picture(500, 600), answer, "a thing", Truth(np.zeros((0, 4)), np.zeros((0, 500, 600), bool))
+        picture(500, 600), answer, "a thing", TrueObjects(np.zeros((0, 4)), np.zeros((0, 500, 600), bool))
     )
     assert (nearness(nothing[:, 606:], ALERT) == 0).sum() > 100
 

@@ -258,7 +258,7 @@ def test_overrides(tmp_path, monkeypatch, options):
     assert model.backbone.vision_positions.shape == (3 + 6 * 2, 64)
     for word, says in (
         ("--config.model.image_heigt=96", "no such field; did you mean model.image_height"),
-        ("--config.model.image_height=much", "image_height=much: invalid literal"),
+        ("--config.model.image_height=much", "model.image_height is 'much'; expected int"),
         ("--config.model.image_height=90", "model.image_height is 90, model.patch_size 16; expected a multiple"),
         ("--config.eval.task=x", "eval.task is 'x'; expected one of gres"),
     ):

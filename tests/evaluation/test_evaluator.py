@@ -177,7 +177,7 @@ def test_coco_results(prepared, tokenizer, protocol, tmp_path, capsys):
     truth.dataset = {
         "images": [{"id": 123, "height": HEIGHT, "width": WIDTH}],
         "annotations": [{**annotation(), "image_id": 123, "area": 400, "iscrowd": 0}],
-        "categories": [{"id": coco.CATEGORY, "name": "meant"}],
+        "categories": [{"id": 1, "name": "meant"}],
     }
     truth.createIndex()
     loaded = truth.loadRes(str(tmp_path / "predictions.json"))

@@ -88,7 +88,7 @@ def test_rec_and_res():
     thresholds = (0.5, 0.6, 0.7, 0.8, 0.9)
     names = ["DetACC@0.5", "mIoU", "oIoU", *(f"MaskACC@{x}" for x in thresholds), *(f"DetACC@{x}" for x in thresholds)]
     assert_close(measured.result(), names, data["acc"])
-    columns = dict(zip(metrics.COLUMNS, measured.to_array().T, strict=True))
+    columns = measured.columns()
     np.testing.assert_allclose(columns["iou"], data["mask_iou"], rtol=1e-6)
     np.testing.assert_array_equal(columns["intersection"], data["mask_I"])
     np.testing.assert_array_equal(columns["union"], data["mask_U"])
@@ -165,8 +165,7 @@ def test_merging_parts_gives_the_whole(task):
     for i, (answer, truth) in enumerate(pairs):
         parts[i % 2].update(answer, truth, record=i, group=int(groups[i]))
     parts[0].update(*pairs[1], record=1, group=int(groups[1]))  # a record that two processes saw counts once
-    gathered = np.concatenate([parts[1].to_array(), np.full((3, len(metrics.COLUMNS)), -1.0), parts[0].to_array()])
-    merged = Metrics.from_array(gathered, task, 0.7, "official")
+    merged = Metrics(task, 0.7, "official", parts[1].rows | parts[0].rows)
     assert merged.result() == pytest.approx(whole.result(), nan_ok=True)
 
 

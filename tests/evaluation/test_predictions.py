@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.splits import Split
-from instancevg_jax.answers.grounding import run_lengths
+from instancevg_jax.answers.grounding import encode_mask
 from instancevg_jax.config import Config
 from instancevg_jax.errors import InputError
 from instancevg_jax.evaluation import coco
@@ -21,7 +21,7 @@ __all__ = ["prepared", "tokenizer"]  # fixtures: a square, nothing, the square a
 BOX = [10, 10, 30, 30]
 MASK = np.zeros((HEIGHT, WIDTH), bool)
 MASK[10:30, 10:30] = True
-RUNS = run_lengths(MASK)
+RUNS = encode_mask(MASK)
 UNCOMPRESSED = [410, *[20, 20] * 19, 20, 1210]
 WHOLE = {"boxes": [BOX], "scores": [0.9], "masks": [RUNS]}
 NONE = {"record": 1, "no_target": True}
@@ -44,7 +44,7 @@ def score(path: Path, opened: tuple[Config, Split], *predictions: dict, as_list:
     "square",
     [
         WHOLE,
-        {"boxes": [BOX, [0, 0, 5, 5]], "scores": [0.9, 0.1], "masks": [RUNS, run_lengths(~MASK)]},
+        {"boxes": [BOX, [0, 0, 5, 5]], "scores": [0.9, 0.1], "masks": [RUNS, encode_mask(~MASK)]},
         {"boxes": [BOX], "mask": RUNS, "no_target": False},
         {"boxes": [BOX], "mask": {"size": [HEIGHT, WIDTH], "counts": UNCOMPRESSED}},
     ],
@@ -63,7 +63,7 @@ def test_boxes_or_masks_alone(tmp_path, opened):
     masks = score(tmp_path / "p.jsonl", opened, *({"record": i, "mask": RUNS} for i in (0, 2)), NONE).metrics
     assert (masks["gIoU"], masks["cIoU"], masks["gres_T_acc"]) == (100, 100, 100)
     assert np.isnan([masks["F1"], masks["T_acc"], masks["REC"]]).all()
-    empty = {"record": 1, "mask": run_lengths(np.zeros_like(MASK))}  # an empty mask says that nothing is meant
+    empty = {"record": 1, "mask": encode_mask(np.zeros_like(MASK))}  # an empty mask says that nothing is meant
     assert score(tmp_path / "p.jsonl", opened, {"record": 0, **WHOLE}, empty, {"record": 2, **WHOLE}).rows[1].says_none
 
 
@@ -103,7 +103,7 @@ def test_coco_results_give_the_evaluations_numbers(tmp_path, prepared, tokenizer
         ({"record": 0, "boxes": [BOX], "scores": ["high"]}, r"scores are \['high'\]; expected 1 numbers"),
         ({"record": 0, "boxes": [[10, 10, 5, 5]]}, "not width and height"),
         ({"record": 0, "boxes": [BOX], "masks": []}, "0 masks for 1 boxes"),
-        ({"record": 0, "mask": run_lengths(MASK.T)}, "the RLE is of a picture of 40 x 60; expected 60 x 40"),
+        ({"record": 0, "mask": encode_mask(MASK.T)}, "the RLE is of a picture of 40 x 60; expected 60 x 40"),
         ({"record": 0, "mask": {"size": [HEIGHT, WIDTH], "counts": "zz"}}, "expected COCO's compressed run lengths"),
         ({"record": 0, "mask": {"size": [HEIGHT, WIDTH], "counts": 5}}, r"a mask\.counts is 5; expected a string"),
         ({"record": 0, "mask": [[1, 2, 3]]}, "the polygons cannot be drawn"),

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from instancevg_jax.evaluation.page import Bar, Bars, Gallery, Lines, Picture, Section, Table, Tile, Tiles, write_page
+from instancevg_jax.evaluation.page import Bar, Bars, Figure, Gallery, Lines, Section, Table, Tile, Tiles, write_page
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 COLOURS = ("red", "green", "blue", "yellow")
@@ -68,7 +68,7 @@ def test_pictures_are_embedded(tmp_path: Path):
     image[..., 0] = 200  # red
     html, text = written(
         tmp_path / "r.html",
-        Gallery("Successes", [Picture([("truth", image)], "one <b>", "IoU > 0.9")]),
+        Gallery("Successes", [Figure([("truth", image)], "one <b>", "IoU > 0.9")]),
         Gallery("Failures", []),
     )
     assert "IoU > 0.9" in text
@@ -82,7 +82,7 @@ def test_pictures_are_embedded(tmp_path: Path):
 def test_a_look_inside(tmp_path: Path):
     image = np.zeros((8, 8, 3), np.uint8)
     html, text = written(
-        tmp_path / "r.html", Gallery("Failures", [Picture([("prediction", image)], "wrong", inside=image)])
+        tmp_path / "r.html", Gallery("Failures", [Figure([("prediction", image)], "wrong", inside=image)])
     )
     assert "look inside" in text
     assert html.count("data:image/webp") == 2
@@ -159,7 +159,7 @@ def test_in_a_browser(tmp_path: Path, width: int):
     """The filter, explanations by tap and by hover, enlarging, and no sideways scrolling of the page."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     image = np.zeros((480, 480, 3), np.uint8)
-    pictures = [Picture([("prediction", image), ("ground truth", image)], f"the {name} circle") for name in COLOURS]
+    pictures = [Figure([("prediction", image), ("ground truth", image)], f"the {name} circle") for name in COLOURS]
     wide = Table("Table", ["group", *[f"a long metric {i}" for i in range(12)]], [["a row", *range(12)]])
     sections = [
         Tiles("val", [Tile("gIoU", "61.2"), Tile("F1", "2")]),

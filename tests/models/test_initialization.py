@@ -24,6 +24,7 @@ from convert.rules import source_key
 from instancevg_jax.models import initialization, layers
 from instancevg_jax.models.beit3 import BEiT3
 from instancevg_jax.models.instancevg import InstanceVG
+from instancevg_jax.runtime.trees import flatten
 from tests import small
 
 ORIGINAL = Path(__file__).parent / "original_first_values.json"
@@ -114,17 +115,14 @@ def distribution(family: str, scale: float):
 def shapes(model) -> dict[str, tuple[int, ...]]:
     """Every parameter of a network by its name."""
     abstract = nnx.eval_shape(lambda: InstanceVG(model, rngs=nnx.Rngs(0)))
-    return {
-        initialization.path_name(path): leaf.shape for path, leaf in nnx.to_flat_state(nnx.state(abstract, nnx.Param))
-    }
+    return {name: leaf.shape for name, leaf in flatten(nnx.state(abstract, nnx.Param)).items()}
 
 
 @functools.cache
 def drawn(config: str) -> dict[str, np.ndarray]:
     """First values of an official network, for speed with one block of BEiT-3 and few words."""
     model = InstanceVG(dataclasses.replace(MODELS[config], depth=1, vocab_size=2000), rngs=nnx.Rngs(7))
-    params = nnx.to_flat_state(nnx.state(model, nnx.Param))
-    return {initialization.path_name(path): np.asarray(param[...]).ravel() for path, param in params}
+    return {name: np.asarray(value).ravel() for name, value in flatten(nnx.state(model, nnx.Param)).items()}
 
 
 @pytest.mark.parametrize("config", MODELS)

@@ -7,11 +7,12 @@ from instancevg_jax.config import Config
 from instancevg_jax.errors import InputError
 from instancevg_jax.runtime import command_line
 
-OPTIONS = {"workdir": (None, "Directory of the run.")}
-
 
 def parse(*argv: str) -> Config:
-    return command_line.parse(["--workdir=x", *argv], "Do something.", OPTIONS, ("config", "workdir"))[0]
+    parser = command_line.parser_of("train", "Do something.")
+    parser.add_argument("--steps", type=int, help="number of steps")
+    args, rest = command_line.parse(parser, argv)
+    return command_line.override(command_line.load_config(args.config), rest)
 
 
 @pytest.mark.parametrize(
@@ -25,9 +26,30 @@ def parse(*argv: str) -> Config:
 )
 def test_a_config_is_a_file_or_a_name(spec, family, width):
     for argv in ([f"--config={spec}"], ["--config", spec]):
-        config = parse(*argv, "--config.train.seed=7", "--config.optim.frozen=('backbone.text_embed',)")
+        config = parse(*argv, "--config.train.seed=7", "--config.optim.learning_rate", "3e-4")
         assert (config.data.name, config.model.width, config.train.seed) == (family, width, 7)
-        assert config.optim.frozen == ("backbone.text_embed",)
+        assert config.optim.learning_rate == 3e-4
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("optim.frozen", "('backbone.text_embed',)", ("backbone.text_embed",)),
+        ("optim.frozen", "'backbone'", ("backbone",)),
+        ("optim.decay_epochs", "4", (4,)),
+        ("optim.decay_epochs", "4,7", (4, 7)),
+        ("optim.decay_epochs", "()", ()),
+        ("data.eval_splits", "val,testA", ("val", "testA")),
+        ("loss.no_target_class_weights", "1,2", (1.0, 2.0)),
+        ("optim.amsgrad", "False", False),
+        ("optim.amsgrad", "true", True),
+        ("train.ema_decay", "0", 0.0),
+        ("data.data_dir", "", ""),
+        ("data.data_dir", "7", "7"),
+    ],
+)
+def test_values_are_of_the_type_of_their_field(name, text, value):
+    assert configs.fields(parse("--config=shapes", f"--config.{name}={text}"))[name][1] == value
 
 
 def test_a_config_json_of_a_run_is_a_config(tmp_path):
@@ -54,7 +76,7 @@ def test_an_older_config_json_keeps_its_meaning(tmp_path):
     ("argv", "says"),
     [
         ([], "--config is required; see --help"),
-        (["--config"], "--config has no value"),
+        (["--config"], "argument --config: expected one argument"),
         (["--config=configs/nothing.py"], "--config configs/nothing.py: no such file; expected .* grefcoco, refcoco"),
         (["--config=grefcoc"], "--config grefcoc: no such file"),
         (["--config=absent.json"], "absent.json: no such file"),
@@ -64,10 +86,16 @@ def test_an_older_config_json_keeps_its_meaning(tmp_path):
             "train.num_step: no such field; did you mean train.num_steps?",
         ),
         (["--config=shapes", "--config.model.seed=3"], "model.seed: no such field; did you mean train.seed?"),
-        (["--config=shapes", "--config.zzz", "3"], "zzz: no such field; see --help for all fields"),
-        (["--config=shapes", "--config.train.seed=many"], "--config.train.seed=many: invalid literal"),
+        (["--config=shapes", "--config.zzz", "3"], "zzz: no such field; see instancevg train --help for all fields"),
+        (["--config=shapes", "--config.train.seed=many"], "train.seed is 'many'; expected int"),
+        (["--config=shapes", "--config.train.seed=1.5"], "train.seed is '1.5'; expected int"),
+        (["--config=shapes", "--config.train.seed"], "--config.train.seed has no value"),
+        (["--config=shapes", "--config.optim.amsgrad=maybe"], "optim.amsgrad is 'maybe'; expected bool"),
+        (["--config=shapes", "--config.optim.decay_epochs=4,x"], r"optim.decay_epochs\[0\] is '4'; expected int"),
+        (["--config=shapes", "--config.optim.eps=nan"], "optim.eps is nan; expected a finite number"),
+        (["--config=shapes", "--steps=many"], "argument --steps: invalid int value: 'many'"),
         (["--config=shapes", "--config.train.seed=-1"], "train.seed is -1; expected at least 0"),
-        (["--config=shapes", "--workdri=y"], "workdri"),
+        (["--config=shapes", "--stesp=3"], "unknown option --stesp; did you mean --steps?"),
         (["--config=shapes", "more"], "unexpected argument 'more'"),
     ],
 )
@@ -87,5 +115,5 @@ def test_help_lists_every_field_with_its_text_and_value(capsys):
         assert f"--config.{name}=" in printed
         assert field.metadata["text"] in words
     assert "--config.model.width=1024\n" in printed  # of the config that is given
-    assert "--workdir\n      Directory of the run. (required)\n" in printed
+    assert "--steps STEPS" in printed
     assert max(map(len, printed.splitlines())) <= 220

@@ -133,7 +133,7 @@ def test_an_object_without_a_mask_among_others_is_counted(tmp_path, capsys):
         (("train1", "train2"), {}, "2 training splits .train1, train2.; choose one with --config.data.train_split"),
         (("mine",), {}, "no training split: expected a name that starts with 'train', found mine"),
         (("train",), {"data.name": "grefcoco"}, "data.name is 'grefcoco'; your own data are prepared as 'custom'"),
-        (("train",), {"train.epochs": 3}, "train.epochs: no such setting"),
+        (("train",), {"train.epochs": 3}, "train.epochs: no such field"),
         (("train",), {"train.num_epochs": "3"}, "train.num_epochs is '3'; expected int"),
     ],
 )
