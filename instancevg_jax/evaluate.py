@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from instancevg_jax import checkpoint
+from instancevg_jax.answers.predictor import checkpoint_directory
 from instancevg_jax.config import Config
 from instancevg_jax.errors import InputError, run_command
 from instancevg_jax.evaluation import drawing, outputs, report
@@ -23,7 +24,7 @@ from instancevg_jax.runtime import command_line, sharding
 from instancevg_jax.runtime.compilation import keep_compiled_programs
 
 OPTIONS = {
-    "checkpoint": (None, "checkpoint directory, or the directory of a training run"),
+    "checkpoint": (None, "checkpoint directory, run folder, official weights file, or name of known weights"),
     "compare": (None, "a second checkpoint, measured on the same data and shown next to the first one"),
     "predictions": (None, "score this file of predictions instead of a model; docs/evaluation.md describes the format"),
     "output": (None, "directory for metrics.json and report.html"),
@@ -78,7 +79,7 @@ def _measure(argv: Sequence[str], config: Config, values: dict[str, Any], output
 def _stored_config(argv: Sequence[str]) -> Path | None:
     """The checkpoint's own configuration, if a checkpoint is given."""
     directory = command_line.option(argv, "checkpoint")
-    return None if directory is None else checkpoint.find_checkpoint(directory) / checkpoint.CONFIG
+    return None if directory is None else checkpoint_directory(directory) / checkpoint.CONFIG
 
 
 def _check_options(config: Config, values: dict[str, Any]) -> None:
@@ -94,7 +95,7 @@ def _check_options(config: Config, values: dict[str, Any]) -> None:
     if values["predictions"] and any(values[name] for name in ("checkpoint", "compare", "coco", "draw", "sweep")):
         raise InputError("--predictions cannot be combined with --checkpoint, --compare, --coco, --draw or --sweep")
     if values["compare"]:
-        checkpoint.find_checkpoint(values["compare"])
+        checkpoint_directory(values["compare"])
 
 
 if __name__ == "__main__":

@@ -154,7 +154,7 @@ def test_undefined_numbers_and_long_names_in_the_table(capsys):
         (["--coco"], "--coco writes into the directory of --output; expected that too"),
         (["--draw=all"], "--draw writes into the directory of --output; expected that too"),
         (["--draw=some", "--output=x"], "--draw is 'some'; expected one of all, failures"),
-        (["--compare=absent"], "absent: no such directory"),
+        (["--compare=absent"], "absent: no such file or directory"),
         (["--predictions=x.jsonl"], "--predictions cannot be combined with --checkpoint"),
         (["--config.eval.protocol=lenient"], "protocol is 'lenient'; expected one of official, strict"),
         (["--config.data.eval_splits=()"], "data.eval_splits is empty"),

@@ -50,12 +50,13 @@ class Publisher:
         names = self._plan.validation_splits
         results = {split: self._measure(model, step, split) for split in names}
         for split, metrics in results.items():
-            self._log.scalars(step, split, metrics)
             say(f"step {self._plan.position(step)}, {split}: {summary(metrics)}")
         if names and sharding.is_first_process():
             self._log_pictures(model, step, names[0])
             for folder, metric in best_metrics(self._plan.config).items():
                 self._keep_if_best(folder, metric, model, step, results)
+        for split, metrics in results.items():  # last, since a resumed run repeats a validation that is not logged
+            self._log.scalars(step, split, metrics)
         sharding.wait_for_all("the model is validated")
 
     def finish(self, state: TrainState, step: int) -> Results:
@@ -115,7 +116,10 @@ class Publisher:
 
     def _keep_if_best(self, folder: str, metric: str, model: InstanceVG, step: int, results: Results) -> None:
         values = [metrics[metric] for metrics in results.values() if not math.isnan(metrics[metric])]
-        score = sum(values) / len(values) if values else -math.inf
+        if not values:
+            say(f"step {step}: {metric} has nothing to measure on {', '.join(results)}, so {folder} is not updated")
+            return
+        score = sum(values) / len(values)
         if score > self._best_so_far(folder, metric, list(results)):
             best = {"metric": metric, "value": score, "splits": {s: _without_nan(m) for s, m in results.items()}}
             self._save(folder, model, step, {"best": best})
