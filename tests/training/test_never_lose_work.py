@@ -11,14 +11,15 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from instancevg_jax import train
-from instancevg_jax.checkpoint import load_model
+from instancevg_jax import checkpoint, train
+from instancevg_jax.checkpoint import load_model, save_checkpoint
 from instancevg_jax.errors import InputError
 from instancevg_jax.runtime import command_line
 from instancevg_jax.training import resume
@@ -215,6 +216,26 @@ def test_best_checkpoint_profile_and_pictures(tmp_path, capsys):
     events = b"".join(p.read_bytes() for p in (tmp_path / "tensorboard").iterdir())
     assert b"val/0" in events
     assert b"PNG" in events
+
+
+@pytest.mark.slow
+def test_a_validation_whose_best_model_was_not_saved_is_repeated(tmp_path, monkeypatch):
+    """The disk is full when the first validation keeps its second best model."""
+
+    def save(directory: Path, *args: Any, **options: Any) -> None:
+        if directory.name == "best_detection":
+            raise InputError("the disk is full")
+        save_checkpoint(directory, *args, **options)
+
+    validating = [*FAST, "--config.train.eval_every=2", *arguments(tmp_path, 2)]
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_checkpoint", save)
+        with pytest.raises(InputError, match="the disk is full"):
+            train.main(validating)
+    train.main(validating)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if row["group"] == "val" and "model" not in row] == [2]
+    assert all((tmp_path / name).is_dir() for name in ("best", "best_detection", "best_segmentation"))
 
 
 def test_profile_writes_a_trace(tmp_path):
