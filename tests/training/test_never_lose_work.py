@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from instancevg_jax.checkpoint import load_model, save_checkpoint
 from instancevg_jax.errors import InputError
 from instancevg_jax.runtime import command_line
 from instancevg_jax.training import resume
+from instancevg_jax.training.log import RunLog
 from instancevg_jax.training.stop import Terminated, Termination
 from tests.test_train import SMALL
 
@@ -156,6 +158,25 @@ def test_a_full_disk_is_one_line_and_earlier_states_stay(tmp_path):
     assert re.search("was not (saved|written)", errors[0])
     train.main([*FAST, *arguments(tmp_path / "run", 4)])
     assert newest(tmp_path / "run") == 4
+
+
+def test_a_log_on_a_full_disk(tmp_path):
+    """A limit on file sizes in place of a full disk: no line is left half-written, and nothing waits for a dead thread."""
+    noise = np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with RunLog(tmp_path) as log:
+        log.scalars(1, "train", {"loss": 1.0})
+        written = (tmp_path / "metrics.jsonl").read_text()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(written) + 10, hard))
+        try:
+            with pytest.raises(InputError, match=r"metrics\.jsonl: a line was not written \("):
+                log.scalars(2, "train", {"loss": 1.0})
+            for _ in range(20):
+                with pytest.raises(InputError, match="the log for TensorBoard was not written"):
+                    log.picture(2, "val/0", noise)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (tmp_path / "metrics.jsonl").read_text() == written
 
 
 def test_two_trainers_in_one_workdir(tmp_path):
