@@ -15,8 +15,7 @@ import jax
 import numpy as np
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event
-from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 
 from instancevg_jax.errors import InputError
 from instancevg_jax.files import append_line
@@ -131,8 +130,8 @@ class RunLog:
             with contextlib.suppress(OSError):  # everything was flushed, or the disk is full and that was raised
                 self._board.close()
 
-    def _show(self, step: int, *summaries: Summary) -> None:
-        """Write to TensorBoard's file."""
+    def _show(self, step: int, *summaries: Any) -> None:
+        """Write summaries, as tensorboardX makes them, to TensorBoard's file."""
         try:
             for one in summaries:
                 self._board.write_event(Event(step=step, wall_time=time.time(), summary=one))
