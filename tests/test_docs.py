@@ -178,7 +178,7 @@ def test_options_and_settings_of_commands_exist(command: str, monkeypatch: pytes
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", of_argparse)
     monkeypatch.setattr(command_line, "parse", of_config)
-    monkeypatch.setattr(hub, "local_checkpoint", lambda *_: DEMO_CHECKPOINT)  # in place of a download
+    monkeypatch.setattr(hub, "local_checkpoint", lambda *_, **__: DEMO_CHECKPOINT)  # in place of a download
     monkeypatch.chdir(ROOT)
     with contextlib.suppress(Parsed):
         run(module, arguments)
