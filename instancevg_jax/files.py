@@ -1,5 +1,6 @@
 """Files that are written completely or not at all, and locks on folders."""
 
+import errno
 import json
 import os
 import platform
@@ -35,6 +36,19 @@ def write_atomically(path: str | Path, data: bytes) -> None:
     """Write a file through `atomic_file`."""
     with atomic_file(path) as file:
         file.write(data)
+
+
+def append_line(path: str | Path, line: str) -> None:
+    """Append a line to a file, completely or not at all. Raises InputError if the disk is full."""
+    data = f"{line}\n".encode()
+    with Path(path).open("ab", buffering=0) as file:
+        end = file.tell()
+        try:
+            if file.write(data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            file.truncate(end)
+            raise InputError(f"{path}: a line was not written ({error.strerror})") from error
 
 
 def check_writable(path: str | Path) -> None:

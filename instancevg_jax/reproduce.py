@@ -2,9 +2,10 @@
 
     python -m instancevg_jax.reproduce --data data/prepared --weights weights
 
---data is the directory that `prepare` wrote to. --weights has one directory per converted checkpoint, named refcoco-base,
-refcoco-large, grefcoco, refzom or rrefcoco, or like the official file (InstanceVG-grefcoco). What is missing is listed with the
-command that makes it. reproduce.json and reproduce.html are written to --output after each split.
+--data is the directory that `prepare` wrote to. --weights holds the official files (InstanceVG-grefcoco.pth etc.) and beit3.spm;
+each file is converted once, into the cache. Checkpoints that are already converted are directories named refcoco-base,
+refcoco-large, grefcoco, refzom or rrefcoco, or like the official file. What is missing is listed.
+reproduce.json and reproduce.html are written to --output after each split.
 """
 
 import argparse
@@ -71,7 +72,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--data", metavar="DIR", type=_path, required=True, help="directory that `prepare` wrote to")
     parser.add_argument(
-        "--weights", metavar="DIR", type=_path, required=True, help="directory of converted checkpoints"
+        "--weights",
+        metavar="DIR",
+        type=_path,
+        required=True,
+        help="directory of official files or converted checkpoints",
     )
     parser.add_argument("--only", choices=NAMES, action="append", help="evaluate this checkpoint; may be repeated")
     parser.add_argument(

@@ -173,7 +173,7 @@ def test_options_and_settings_of_commands_exist(command: str, monkeypatch: pytes
         return known, rest
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", parse)
-    monkeypatch.setattr(hub, "local_checkpoint", lambda *_: DEMO_CHECKPOINT)  # in place of a download
+    monkeypatch.setattr(hub, "local_checkpoint", lambda *_, **__: DEMO_CHECKPOINT)  # in place of a download
     monkeypatch.chdir(ROOT)
     with contextlib.suppress(Parsed):
         run(module, arguments)

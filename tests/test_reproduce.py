@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 from flax import nnx
 
+from benchmarks.convert import make_tokenizer
+from convert.torch_file.writer import write_checkpoint
 from data_pipelines.prepare import prepare
 from instancevg_jax import reproduce
+from instancevg_jax.answers.predictor import DEMO_CHECKPOINT
 from instancevg_jax.checkpoint import save_checkpoint
-from instancevg_jax.config import Config, DataConfig, EvalConfig
+from instancevg_jax.config import Config, DataConfig, EvalConfig, to_json
 from instancevg_jax.errors import InputError
 from instancevg_jax.evaluation.metrics import TASKS
 from instancevg_jax.evaluation.reproduce import OFFICIAL, load_figures
@@ -19,19 +22,22 @@ from tests.data_pipelines.make import NULL, annotation, generalized, picture
 from tests.parity import models
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory) -> Path:
-    """WEIGHTS/InstanceVG-grefcoco."""
-    folder = tmp_path_factory.mktemp("weights")
-    tokenizer = oracle.fixture("f8_tokenizer")["spm_model_bytes"].tobytes()
+@pytest.fixture
+def weights(tmp_path, monkeypatch) -> Path:
+    """The official file of gRefCOCO as it is downloaded, in a folder of its own, but of tiny size."""
     config = Config(
         model=models.CONFIGS["tiny"],
         data=DataConfig(name="grefcoco", eval_splits=("val", "testA"), max_targets=16),
         eval=EvalConfig(task="gres", protocol="strict", resolution="original"),
     )
-    state = nnx.state(models.model("tiny"))
-    save_checkpoint(folder / "InstanceVG-grefcoco", state, config, tokenizer, {"converted_from": "instancevg"})
-    return folder
+    (tmp_path / "tiny.json").write_text(to_json(config))
+    official = OFFICIAL["grefcoco"]._replace(config=str(tmp_path / "tiny.json"))
+    monkeypatch.setitem(OFFICIAL, "grefcoco", official)
+    monkeypatch.setenv("INSTANCEVG_JAX_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "weights" / "gres").mkdir(parents=True)
+    write_checkpoint(tmp_path / "weights" / "gres" / official.file, oracle.state("tiny"))
+    make_tokenizer(tmp_path / "weights" / "beit3.spm", 256)
+    return tmp_path / "weights"
 
 
 @pytest.fixture(scope="module")
@@ -49,24 +55,8 @@ def data(tmp_path_factory) -> Path:
 
 
 def test_measured_next_to_published(weights, data, tmp_path, capsys):
-    known = [
-        {
-            "checkpoint": "grefcoco",
-            "task": "gres",
-            "split": "val",
-            "metric": "gIoU",
-            "value": 50.0,
-            "source": "a table",
-        },
-        {
-            "checkpoint": "grefcoco",
-            "task": "gres",
-            "split": "val",
-            "metric": "Pr@0.7",
-            "value": 1.5,
-            "source": "a table",
-        },
-    ]
+    common = {"checkpoint": "grefcoco", "task": "gres", "split": "val", "source": "a table"}
+    known = [{**common, "metric": "gIoU", "value": 50.0}, {**common, "metric": "Pr@0.7", "value": 1.5}]
     (tmp_path / "published.json").write_text(json.dumps({"figures": known}))
     reproduce.main(
         [f"--data={data}", f"--weights={weights}", f"--output={tmp_path}", f"--published={tmp_path / 'published.json'}"]
@@ -84,23 +74,24 @@ def test_measured_next_to_published(weights, data, tmp_path, capsys):
     assert "grefcoco, testA: " in missing
     assert "no split 'testA'" in missing
     for name in OFFICIAL.keys() - {"grefcoco"}:
-        assert f"{name}: no {weights / name}; download {OFFICIAL[name].file}" in missing
+        assert f"{name}: no {weights / name} and no {OFFICIAL[name].file} in {weights}; download it from" in missing
     assert printed.err.count("missing: ") == 5
+    assert printed.err.count("converting ") == 1
     page = (tmp_path / "reproduce.html").read_text()
     for part in ("a table", "50.00", "Missing", "official protocol"):
         assert part in page
 
 
-def test_nothing_to_evaluate(weights, tmp_path, capsys):
-    (tmp_path / "InstanceVG-refzom.pth").write_bytes(b"")
+def test_nothing_to_evaluate(tmp_path, capsys):
+    (tmp_path / OFFICIAL["refzom"].file).write_bytes(b"")
     arguments = [f"--data={tmp_path}", f"--weights={tmp_path}", f"--output={tmp_path / 'out'}", "--only=refzom"]
     with pytest.raises(InputError, match="nothing could be evaluated"):
         reproduce.main(arguments)
-    assert "InstanceVG-refzom.pth is not converted yet: instancevg convert instancevg" in capsys.readouterr().err
-    (tmp_path / "refzom").symlink_to(weights / "InstanceVG-grefcoco")
+    assert f"missing: refzom: {tmp_path / 'InstanceVG-refzom.pth'}: " in capsys.readouterr().err
+    (tmp_path / "refzom").symlink_to(DEMO_CHECKPOINT)
     with pytest.raises(InputError, match="nothing could be evaluated"):
         reproduce.main(arguments)
-    assert "the configuration is for 'grefcoco' data; expected 'refzom'" in capsys.readouterr().err
+    assert "the configuration is for 'shapes' data; expected 'refzom'" in capsys.readouterr().err
 
 
 def test_published_figures_are_complete(tmp_path):

@@ -446,10 +446,11 @@ def _same(one: Any, other: Any) -> bool:
     return str(one) == str(other) if paths else one is other
 
 
-def checkpoint_directory(source: str | Path) -> Path:
+def checkpoint_directory(source: str | Path, *, tokenizer: Path | None = None, config: Config | None = None) -> Path:
     """The checkpoint directory of a `source` of `Predictor.from_pretrained`, downloaded and converted first where needed.
 
-    The converter is imported only for what is not a checkpoint already. Raises InputError where there is no such source.
+    `tokenizer` and `config` are those of `convert.hub.local_checkpoint`. The converter is imported only for what is not a
+    checkpoint already. Raises InputError where there is no such source.
     """
     if not isinstance(source, str | Path):
         raise InputError(f"the checkpoint is {source!r:.80}; expected a path or a name")
@@ -457,7 +458,7 @@ def checkpoint_directory(source: str | Path) -> Path:
         return checkpoint.find_checkpoint(source)
     from convert.hub import local_checkpoint
 
-    return local_checkpoint(source)
+    return local_checkpoint(source, tokenizer=tokenizer, config=config)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from data_pipelines.shapes.dataset import TOKENIZER_PATH
 from data_pipelines.splits import Split
 from instancevg_jax import checkpoint
 from instancevg_jax.answers.grounding import Grounding
-from instancevg_jax.answers.predictor import DEMO_CHECKPOINT, Predictor
+from instancevg_jax.answers.predictor import DEMO_CHECKPOINT, Predictor, checkpoint_directory
 from instancevg_jax.config import Config, ModelConfig, check
 from instancevg_jax.errors import InputError
 from instancevg_jax.evaluation import coco, drawing
@@ -64,7 +64,7 @@ def measure_checkpoint(
     """Measure a checkpoint on every split of `config.data.eval_splits`.
 
     Args:
-        directory: a checkpoint directory or a run folder.
+        origin: a source of `Predictor.from_pretrained`.
         config: its `data` and `eval` sections are used. The network is the checkpoint's.
         overridden: names of the fields of `config.model` that the user set, which replace the checkpoint's values.
         extras: what else to write.

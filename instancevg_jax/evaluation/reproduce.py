@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from instancevg_jax import checkpoint
+from instancevg_jax.answers.predictor import checkpoint_directory
 from instancevg_jax.config import Config
 from instancevg_jax.errors import InputError, first_line
 from instancevg_jax.evaluation.evaluator import Evaluation, Evaluator, open_eval_split
@@ -17,23 +18,24 @@ from instancevg_jax.evaluation.metrics import TASKS
 from instancevg_jax.evaluation.page import Cell, Table, write_page
 from instancevg_jax.evaluation.report import MEANINGS
 from instancevg_jax.files import write_atomically
+from instancevg_jax.runtime import command_line
 
 
 class Official(NamedTuple):
     """A checkpoint that the authors of InstanceVG publish."""
 
-    family: str  # of data sets
-    file: str  # at huggingface.co/Dmmm997/InstanceVG
-    config: str  # to convert it with
+    file: str  # somewhere at huggingface.co/Dmmm997/InstanceVG
+    config: str  # the name of its config
 
 
 OFFICIAL = {
-    "refcoco-base": Official("refcoco", "InstanceVG-B-refcoco.pth", "configs/refcoco.py"),
-    "refcoco-large": Official("refcoco", "InstanceVG-L-refcoco.pth", "configs/refcoco.py:large"),
-    "grefcoco": Official("grefcoco", "InstanceVG-grefcoco.pth", "configs/grefcoco.py"),
-    "refzom": Official("refzom", "InstanceVG-refzom.pth", "configs/refzom.py"),
-    "rrefcoco": Official("rrefcoco", "InstanceVG-rrefcoco.pth", "configs/rrefcoco.py"),
+    "refcoco-base": Official("InstanceVG-B-refcoco.pth", "refcoco"),
+    "refcoco-large": Official("InstanceVG-L-refcoco.pth", "refcoco:large"),
+    "grefcoco": Official("InstanceVG-grefcoco.pth", "grefcoco"),
+    "refzom": Official("InstanceVG-refzom.pth", "refzom"),
+    "rrefcoco": Official("InstanceVG-rrefcoco.pth", "rrefcoco"),
 }
+TOKENIZER = "beit3.spm"
 FIGURE_KEYS = ("checkpoint", "task", "split", "metric", "value", "source")
 
 
@@ -82,19 +84,24 @@ def load_figures(path: Path) -> list[PublishedScore]:
     return figures
 
 
-def official_checkpoint(weights: Path, name: str) -> Path:
-    """The directory of an official checkpoint: WEIGHTS/NAME, or WEIGHTS/ with the name of its file. Raises InputError."""
-    official = OFFICIAL[name]
-    stem = Path(official.file).stem
-    for directory in (weights / name, weights / stem):
+def find_checkpoint(weights: Path, name: str) -> Path:
+    """The directory of an official checkpoint in `weights`, which holds it as a directory or as the official file.
+
+    A directory is called like the checkpoint or the official file. The file may be in any folder; it is converted once, into the
+    cache. Raises InputError if neither is there.
+    """
+    file, config = OFFICIAL[name]
+    for directory in (weights / name, weights / Path(file).stem):
         if directory.is_dir():
             return checkpoint.find_checkpoint(directory)
-    convert = f"instancevg convert instancevg {weights / official.file} {weights / name} --config {official.config}"
-    if (weights / official.file).is_file():
-        raise InputError(f"{weights / official.file} is not converted yet: {convert} --tokenizer beit3.spm")
-    raise InputError(
-        f"no {weights / name}; download {official.file} from https://huggingface.co/Dmmm997/InstanceVG and convert it: "
-        f"{convert} --tokenizer beit3.spm"
+    path = next(iter(sorted(weights.rglob(file))), None)
+    if path is None:
+        raise InputError(
+            f"no {weights / name} and no {file} in {weights}; download it from https://huggingface.co/Dmmm997/InstanceVG"
+        )
+    tokenizer = weights / TOKENIZER
+    return checkpoint_directory(
+        path, tokenizer=tokenizer if tokenizer.is_file() else None, config=command_line.load_config(config)
     )
 
 
@@ -103,7 +110,7 @@ def measure_splits(
 ) -> Iterator[tuple[Config, Evaluation]]:
     """Evaluate a checkpoint under the official protocol on each of its splits that is there; the others go into `missing`."""
     model, stored = checkpoint.load_model(directory)
-    family = OFFICIAL[name].family
+    family = command_line.load_config(OFFICIAL[name].config).data.name
     if stored.data.name != family:
         raise InputError(f"{directory}: the configuration is for {stored.data.name!r} data; expected {family!r}")
     settings = dataclasses.replace(stored.eval, protocol="official", resolution="network", batch_size=batch_size)

@@ -1,5 +1,6 @@
 """Logs of a run: metrics.jsonl, starts.jsonl, TensorBoard files, and the rate and time left for the console."""
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -12,8 +13,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 
+from instancevg_jax.errors import InputError
+from instancevg_jax.files import append_line
 from instancevg_jax.runtime import sharding
 from instancevg_jax.runtime.console import duration, two_digits
 from instancevg_jax.runtime.version import __version__, git_commit
@@ -59,23 +64,26 @@ def note_bad_step(workdir: Path, step: int, values: Mapping[str, float], items: 
     """Append a bad step and the names of this process's items in its batch to the process's file, which is returned."""
     number = jax.process_index()
     path = workdir / (f"bad_steps.{number}.jsonl" if number else "bad_steps.jsonl")
-    with path.open("a") as file:
-        written = {name: value if np.isfinite(value) else str(value) for name, value in values.items()}
-        file.write(json.dumps({"step": step, **written, "items": items}) + "\n")
+    written = {name: value if np.isfinite(value) else str(value) for name, value in values.items()}
+    append_line(path, json.dumps({"step": step, **written, "items": items}))
     return path
 
 
 class RunLog:
     """Writes scalars to WORKDIR/metrics.jsonl (one line per call) and WORKDIR/tensorboard, and each start to starts.jsonl.
 
-    If `workdir` is None, as on all processes but the first, nothing is written.
+    If `workdir` is None, as on all processes but the first, nothing is written. All methods that write raise InputError if the
+    disk is full.
     """
 
     def __init__(self, workdir: Path | None):
         self._workdir = workdir
-        self._file = (workdir / "metrics.jsonl").open("a", buffering=1) if workdir else None
-        self._board = SummaryWriter(str(workdir / "tensorboard")) if workdir else None
         self._start = time.monotonic()
+        if workdir:
+            (workdir / "metrics.jsonl").touch()
+            (workdir / "tensorboard").mkdir(exist_ok=True)
+            # not tensorboardX's SummaryWriter, which waits forever for its thread once that has met a full disk
+            self._board = EventsWriter(str(workdir / "tensorboard" / "events"))
 
     def scalars(self, step: int, group: str, values: Mapping[str, float], model: str = "") -> None:
         """Log values after a step. NaN and infinity become null in JSON and are left out of TensorBoard.
@@ -86,28 +94,25 @@ class RunLog:
             values: name -> value.
             model: the folder of the published model that was evaluated; empty for the run's current model.
         """
-        if self._file is None or self._board is None:
+        if self._workdir is None:
             return
         values = {name: float(value) for name, value in values.items()}
         finite = {name: value if np.isfinite(value) else None for name, value in values.items()}
         row = {"step": step, "group": group, **({"model": model} if model else {})}
         row["seconds"] = round(time.monotonic() - self._start, 2)
-        self._file.write(json.dumps({**row, **finite}) + "\n")
-        for name, value in finite.items():
-            if value is not None:
-                self._board.add_scalar("/".join(filter(None, (model, group, name))), value, step)
+        append_line(self._workdir / "metrics.jsonl", json.dumps({**row, **finite}))
+        names = {name: "/".join(filter(None, (model, group, name))) for name in finite}
+        self._show(step, *(summary.scalar(names[n], value) for n, value in finite.items() if value is not None))
 
     def start(self, step: int, command: Sequence[str]) -> None:
         """Log that the run starts or resumes after `step`: one line of starts.jsonl."""
-        if self._workdir is None:
-            return
-        with (self._workdir / "starts.jsonl").open("a") as file:
-            file.write(json.dumps({"after_step": step, **environment(command)}) + "\n")
+        if self._workdir is not None:
+            append_line(self._workdir / "starts.jsonl", json.dumps({"after_step": step, **environment(command)}))
 
     def picture(self, step: int, name: str, rgb: np.ndarray) -> None:
         """Log a [H, W, 3] uint8 picture to TensorBoard."""
-        if self._board is not None:
-            self._board.add_image(name, rgb, step, dataformats="HWC")
+        if self._workdir is not None:
+            self._show(step, summary.image(name, rgb, dataformats="HWC"))
 
     def has(self, step: int) -> bool:
         """Whether metrics.jsonl has a validation after this step. All processes must call it, and get the first one's answer."""
@@ -121,9 +126,18 @@ class RunLog:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._file is not None and self._board is not None:
-            self._file.close()
-            self._board.close()
+        if self._workdir is not None:
+            with contextlib.suppress(OSError):  # everything was flushed, or the disk is full and that was raised
+                self._board.close()
+
+    def _show(self, step: int, *summaries: Any) -> None:
+        """Write summaries, as tensorboardX makes them, to TensorBoard's file."""
+        try:
+            for one in summaries:
+                self._board.write_event(Event(step=step, wall_time=time.time(), summary=one))
+            self._board.flush()
+        except OSError as error:
+            raise InputError(f"{self._workdir}: the log for TensorBoard was not written ({error.strerror})") from error
 
 
 class Progress:

@@ -57,12 +57,13 @@ class Plan:
     def describe(self) -> str:
         """The run in one line, for people."""
         size, devices = self.config.train.batch_size, self.mesh.size
-        epochs = "" if self.endless else f" ({self.num_steps / self.steps_per_epoch:.3g} epochs)"
+        epochs = f"{self.num_steps / self.steps_per_epoch:.3g}"
+        epochs = "" if self.endless else f" ({epochs} epoch{'' if epochs == '1' else 's'})"
         validation = f"validating every {self.eval_every} on {', '.join(self.validation_splits)}"
         return (
             f"{self.num_steps} steps{epochs}, batch size {size} ({size // devices} per device), "
             f"saving every {self.checkpoint_every or self.num_steps} steps, "
-            f"{validation if self.eval_every else 'no validation'}"
+            f"{validation if self.eval_every and self.validation_splits else 'no validation'}"
         )
 
 

@@ -48,10 +48,11 @@ class Publisher:
         """Publish the model, measure it on the validation splits, and keep it where it is the best so far."""
         model = self._publish(state, step)
         names = self._plan.validation_splits
-        results = self._measure_and_log(model, step, names)
+        results = self._measure_all(model, step, names)
         if names and sharding.is_first_process():
             for folder, metric in best_metrics(self._plan.config).items():
                 self._keep_if_best(folder, metric, model, step, results)
+        self._log_metrics(step, results)  # last, since a resumed run repeats a validation that is not logged
         sharding.wait_for_all("the model is validated")
 
     def finish(self, state: TrainState, step: int) -> Results:
@@ -63,7 +64,8 @@ class Publisher:
         if self._plan.eval_every and folders:
             return self._measure_best(folders)
         model = self._publish(state, step)
-        results = self._measure_and_log(model, step, self._plan.config.data.eval_splits)
+        results = self._measure_all(model, step, self._plan.config.data.eval_splits)
+        self._log_metrics(step, results)
         sharding.wait_for_all("the last model is measured")
         return results
 
@@ -88,11 +90,14 @@ class Publisher:
         self._save("checkpoint", model, step, {})
         return model
 
-    def _measure_and_log(self, model: InstanceVG, step: int, names: Sequence[str]) -> Results:
-        """The metrics of the model after a step on some splits, and pictures of the first of these."""
-        results = {split: self._measure(model, step, split) for split in names}
+    def _log_metrics(self, step: int, results: Results) -> None:
         for split, metrics in results.items():
             self._log.scalars(step, split, metrics)
+
+    def _measure_all(self, model: InstanceVG, step: int, names: Sequence[str]) -> Results:
+        """Print the metrics of the model after a step on some splits, and log pictures of the first of these."""
+        results = {split: self._measure(model, step, split) for split in names}
+        for split, metrics in results.items():
             say(f"step {self._plan.position(step)}, {split}: {summary(metrics)}")
         if names and sharding.is_first_process():
             self._log_pictures(model, step, names[0])
@@ -116,7 +121,10 @@ class Publisher:
 
     def _keep_if_best(self, folder: str, metric: str, model: InstanceVG, step: int, results: Results) -> None:
         values = [metrics[metric] for metrics in results.values() if not math.isnan(metrics[metric])]
-        score = sum(values) / len(values) if values else -math.inf
+        if not values:
+            say(f"step {step}: {metric} has nothing to measure on {', '.join(results)}, so {folder} is not updated")
+            return
+        score = sum(values) / len(values)
         if score > self._best_so_far(folder, metric, list(results)):
             finite = {
                 split: {name: None if math.isnan(value) else value for name, value in metrics.items()}

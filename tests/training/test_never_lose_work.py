@@ -5,12 +5,14 @@ import json
 import os
 import random
 import re
+import resource
 import signal
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,11 +20,12 @@ import orbax.checkpoint as ocp
 import pytest
 
 from configs import shapes
-from instancevg_jax import train
-from instancevg_jax.checkpoint import load_model
+from instancevg_jax import checkpoint, train
+from instancevg_jax.checkpoint import load_model, save_checkpoint
 from instancevg_jax.errors import InputError
 from instancevg_jax.runtime import command_line
-from instancevg_jax.training import loop
+from instancevg_jax.training import loop, resume
+from instancevg_jax.training.log import RunLog
 from instancevg_jax.training.stop import Terminated, Termination
 from tests.test_train import SMALL
 
@@ -158,6 +161,25 @@ def test_a_full_disk_is_one_line_and_earlier_states_stay(tmp_path):
     assert newest(tmp_path / "run") == 4
 
 
+def test_a_log_on_a_full_disk(tmp_path):
+    """A limit on file sizes in place of a full disk: no line is left half-written, and nothing waits for a dead thread."""
+    noise = np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with RunLog(tmp_path) as log:
+        log.scalars(1, "train", {"loss": 1.0})
+        written = (tmp_path / "metrics.jsonl").read_text()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(written) + 10, hard))
+        try:
+            with pytest.raises(InputError, match=r"metrics\.jsonl: a line was not written \("):
+                log.scalars(2, "train", {"loss": 1.0})
+            for _ in range(20):
+                with pytest.raises(InputError, match="the log for TensorBoard was not written"):
+                    log.picture(2, "val/0", noise)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (tmp_path / "metrics.jsonl").read_text() == written
+
+
 def test_two_trainers_in_one_workdir(tmp_path):
     command = [*COMMAND, *arguments(tmp_path, 100_000)]
     first = subprocess.Popen(command, stdout=subprocess.DEVNULL)
@@ -216,6 +238,26 @@ def test_best_checkpoint_profile_and_pictures(tmp_path, capsys):
     events = b"".join(p.read_bytes() for p in (tmp_path / "tensorboard").iterdir())
     assert b"val/0" in events
     assert b"PNG" in events
+
+
+@pytest.mark.slow
+def test_a_validation_whose_best_model_was_not_saved_is_repeated(tmp_path, monkeypatch):
+    """The disk is full when the first validation keeps its second best model."""
+
+    def save(directory: Path, *args: Any, **options: Any) -> None:
+        if directory.name == "best_detection":
+            raise InputError("the disk is full")
+        save_checkpoint(directory, *args, **options)
+
+    validating = [*FAST, "--config.train.eval_every=2", *arguments(tmp_path, 2)]
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_checkpoint", save)
+        with pytest.raises(InputError, match="the disk is full"):
+            train.main(validating)
+    train.main(validating)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if row["group"] == "val" and "model" not in row] == [2]
+    assert all((tmp_path / name).is_dir() for name in ("best", "best_detection", "best_segmentation"))
 
 
 def test_profile_writes_a_trace(tmp_path):
