@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from data_pipelines.annotations import coco, foreign, jsonl, original, refer
 from data_pipelines.annotations.mixture import merge as merge_files
@@ -126,7 +126,7 @@ def _is_lines(source: AnnotationFile) -> bool:
     return len(values) == 2 and all(isinstance(value, dict) for value in values)
 
 
-def _is_dict_of_splits(content: Any) -> bool:
+def _is_dict_of_splits(content: Any) -> TypeGuard[dict[str, list[Any]]]:
     if not isinstance(content, dict) or not content or not all(isinstance(items, list) for items in content.values()):
         return False
     return not content.keys() & {"images", "annotations", "categories"}  # these are parts of COCO's layout

@@ -253,7 +253,7 @@ def test_masks_that_are_pictures(tmp_path: Path):
             path.unlink()
     Image.fromarray(square + np.eye(HEIGHT, WIDTH, dtype=np.uint8)).save(tmp_path / "two.png")
     with pytest.raises(
-        InputError, match=r"the mask two.png has several values besides 0; expected one object per file"
+        InputError, match=r"the mask two.png has several values besides 0, such as 1 and 2; expected one object"
     ):
         read(with_mask(tmp_path, "two.png"))
 

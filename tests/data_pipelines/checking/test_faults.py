@@ -117,6 +117,8 @@ def plant(kind: str, content: dict[str, list], images: Path) -> None:
             first["expressions"] = {"raw": ["a red dog", " ?! "]}
         case "expression longer than max_tokens":
             first["expressions"] = {"raw": "left " * MAX_TOKENS}
+        case "expression with markup":
+            first["expressions"] = {"raw": "the &quot;red&quot; dog"}
         case "duplicate id":
             first["expressions"]["sent_id"] = second["expressions"]["sent_id"] = 4
         case "picture in train and in another split":
@@ -275,6 +277,7 @@ def test_boxes_alone_are_the_common_case_of_custom_data(tmp_path: Path, images: 
         (["--fix", "x.json"], "--fix x.json: the cleaned copy is JSON lines"),
         (["--fix", "own.jsonl"], "--fix own.jsonl: is the file that is checked; expected another name"),
         (["--list", "images"], "--list images: is a folder"),
+        (["--list", "a.jsonl", "--fix", "a.jsonl"], "--fix a.jsonl: is also the file of --list"),
         (["--list", "/dev/null/x"], "--list|/dev/null/x: /dev/null is a file"),
         (["--draw", "d", "--split", "test"], "--split test: nothing to draw; expected one of train"),
         (["--draw", "own.jsonl"], "own.jsonl"),
