@@ -82,7 +82,7 @@ def _read(source: AnnotationFile) -> list[Record]:
     content = source.load_pickle() if is_pickle else source.load_json()
     if isinstance(content, dict) and {"images", "annotations"} <= content.keys():
         return coco.read(content, source)
-    entries = content if isinstance(content, list) else [content]
+    entries = list(content) if isinstance(content, list | tuple) else [content]
     if any(map(jsonl.is_entry, entries)):
         return jsonl.read_list(entries, source)
     if source.captions:
@@ -107,7 +107,10 @@ def _check_file(source: AnnotationFile) -> None:
         start = file.read(_START)
     if not start.removeprefix(b"\xef\xbb\xbf").strip():
         raise InputError("the file is empty; expected annotations")
-    found = "" if source.name.endswith(_PICKLES) else foreign.looks_like(start, source.name)
+    found = foreign.looks_like(start, source.name)
+    if source.name.endswith(_PICKLES):
+        is_json = start.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"[", b"{")  # with which no pickle begins
+        found = "JSON; give it a name that ends in .json" if is_json else "" if start[:1] == b"\x80" else found
     if found:
         raise InputError(f"this looks like {found} (docs/data.md has the layouts that are read)")
 

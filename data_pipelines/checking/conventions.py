@@ -1,6 +1,6 @@
 """Detects boxes that are not corners in pixels: [x, y, width, height], or normalized to 0..1, 0..100 or 0..1000."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from data_pipelines import masks
@@ -73,6 +73,16 @@ def suspect(records: Iterable[Record], pictures: dict[str, PictureInfo]) -> Susp
     largest, sides = max(max(box) for box, _ in boxes), min(min(size) for _, size in boxes)
     scale = next((n for n in _RANGES if len(boxes) >= _ENOUGH and 0.9 * n < largest <= n and sides >= 1.5 * n), None)
     return Suspicion(_RANGES[scale]) if scale else Suspicion()
+
+
+def doubt_of(records: Sequence[Record], pictures: dict[str, PictureInfo]) -> str:
+    """The convention other than pixels that boxes without a mask are surely in, as text; "" if there is none."""
+    for record in records:
+        size = pictures[record.picture].size
+        if size and any(i.box and not i.segmentation and is_normalized(i.box, size) for i in record.instances):
+            return f"normalized to 0..1, such as in record {record.id}"
+    suspicion = suspect(records, pictures)
+    return suspicion.cause if suspicion.certain else ""
 
 
 def _range_of_impossible(boxes: list[tuple[Box, Size]]) -> str:

@@ -99,6 +99,10 @@ def test_documents_in_files_called_json_lines(tmp_path: Path, indent: int | None
         ("a.json", b'{"images": [{"file_name": 5}', "not valid JSON .*; the end is missing, as in an incomplete download"),
         ("a.json", b'{"a": 1}{"a": 2}', "not valid JSON .*; more than one value; JSON lines have one per line"),
         ("a.json", pickle.dumps([]), "looks like a pickle; give it a name that ends in .p"),
+        ("refs(unc).p", b'[{"ref_id": 1}]', "looks like JSON; give it a name that ends in .json"),
+        ("refs(unc).p", b"version https://git-lfs.github.com/spec/v1", "looks like a Git LFS pointer"),
+        ("refs(unc).p", b"\n<!DOCTYPE html>", "looks like XML or HTML"),
+        ("refs(unc).p", pickle.dumps([{"a": 1}])[:-3], "not a readable pickle, or a damaged one"),
         ("a.json", b"<annotation>", "looks like XML or HTML"),
         ("a.json", b"version https://git-lfs.github.com/spec/v1", "looks like a Git LFS pointer; fetch the file"),
         ("a.json", b'[{"id": 1, "conversations": []}]', r"looks like conversations .* \(LLaVA\), which is not read"),
@@ -182,7 +186,10 @@ def test_a_list_of_rles_is_their_union(tmp_path: Path):
         "ann_id": np.int32(1),
         "sentences": [{"raw": "a dog", "sent_id": 1}],
     }
-    (tmp_path / "refs(unc).p").write_bytes(pickle.dumps([reference]))
+    for protocol in range(6):
+        for content in ([reference], (reference,)):
+            (tmp_path / "refs(unc).p").write_bytes(pickle.dumps(content, protocol))
+            assert len(read(tmp_path / "refs(unc).p")) == 1
     (record,) = read(tmp_path / "refs(unc).p")
     union = record.instances[0].segmentation
     assert isinstance(union, RLE)
