@@ -265,17 +265,17 @@ class OnAnotherDevice:
         (lambda: Truth([], WHOLE, "no"), "empty is 'no'; expected True or False"),
         (lambda: Truth([[0, 0, 1, 1]], WHOLE, True), "empty is True, but there are true boxes"),
         (lambda: Metrics("gres", np.nan), "the score threshold is nan; expected a number from 0 to 1"),
-        (lambda: Metrics("gres", "0.7"), "the score threshold is '0.7'; expected a number from 0 to 1"),  # pyright: ignore
+        (lambda: Metrics("gres", "0.7"), "the score threshold is '0.7'; expected a number from 0 to 1"),
         (lambda: Metrics("gres", 70), "the score threshold is 70; expected a number from 0 to 1"),
-        (lambda: Metrics(["gres"]), "eval.task is .'gres'.; expected one of"),  # pyright: ignore
+        (lambda: Metrics(["gres"]), "eval.task is .'gres'.; expected one of"),
         (
             lambda: Metrics("gres").update(([], [], WHOLE), Truth([], WHOLE, True), 0),
             "found tuple and Truth; expected an Ans",
-        ),  # pyright: ignore
+        ),
         (
             lambda: Metrics("gres").update(Answer([], [], WHOLE), Truth([], WHOLE, True), "a"),
             "record is 'a'; expected a whole",
-        ),  # pyright: ignore
+        ),
     ],
 )
 def test_what_cannot_be_converted_is_refused(build, says):
