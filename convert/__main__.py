@@ -29,6 +29,8 @@ def convert_official(args: argparse.Namespace) -> None:
     if not weights.checksums:
         print(f"{path}: carries no checksums, so a damaged value would not be noticed")
     print(f"{path}: {weights.found}")
+    if weights.outside:
+        print(f"{path}: {weights.outside} tensors are not of the model and left out")
     recognize.check_kind(weights.found, args.kind, str(path))
     if config is None:
         config = command_line.override(recognize.config_of(weights.found, str(path)), args.overrides)

@@ -33,6 +33,7 @@ class Weights:
     checksums: bool
     state: dict[str, Any]
     found: Recognized
+    outside: int = 0  # number of tensors that are not of the model, which are left out
 
 
 def read(path: str | Path, ema: bool = False) -> Weights:
@@ -43,12 +44,14 @@ def read(path: str | Path, ema: bool = False) -> Weights:
     """
     path = Path(path)
     checkpoint = reader.read_checkpoint(path)
-    state = recognize.plain_names(reader.state_dict(checkpoint, ema))
+    stored = reader.state_dict(checkpoint, ema)
+    state = recognize.plain_names(stored)
+    outside = len(stored) - len(state)
     if ema:
         plain = recognize.plain_names(reader.state_dict(checkpoint))
         state |= {key: value for key, value in plain.items() if key.endswith(BUFFERS) and key not in state}
     found = recognize.recognize(state, str(path))
-    return Weights(path, checkpoint.layout, checkpoint.checksums, state, found)
+    return Weights(path, checkpoint.layout, checkpoint.checksums, state, found, outside)
 
 
 def check_tokenizer(tokenizer: Tokenizer, model: ModelConfig, source: str | Path) -> None:

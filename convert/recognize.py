@@ -22,6 +22,7 @@ NAMES: dict[ModelKind, str] = {"beit3": "BEiT-3", "instancevg": "InstanceVG"}
 BACKBONES: dict[ModelKind, str] = {"beit3": "beit3", "instancevg": "vis_enc.beit3"}
 WRAPPERS = frozenset({"_orig_mod", "module"})  # of torch.compile and DistributedDataParallel, at any depth
 POSITIONS, PATCHES = "encoder.embed_positions.A.weight", "vision_embed.proj.weight"
+_FIRST = "beit3.text_embed.weight"  # the first tensor of a model
 SIZES = {"base": base(), "large": large()}
 
 
@@ -59,8 +60,8 @@ class Recognized:
 def plain_names(state: Mapping[str, T]) -> dict[str, T]:
     """The state dict under the original's names.
 
-    Removes what wrappers add: `module` and `_orig_mod` anywhere in a name, and any prefix that all names share, such as `model.`
-    or `net.`. A state dict whose names would then collide is returned as it is.
+    Removes what wrappers add: `module` and `_orig_mod` anywhere in a name, and any prefix of the model, such as `model.` or `net.`,
+    with the tensors that are not below it, such as those of a loss. A state dict whose names would collide is returned as it is.
     """
     names = {key: [part for part in key.split(".") if part not in WRAPPERS] for key in state}
     while len({parts[0] for parts in names.values() if parts}) == 1 and all(
@@ -70,7 +71,10 @@ def plain_names(state: Mapping[str, T]) -> dict[str, T]:
     plain = {".".join(parts): state[key] for key, parts in names.items()}
     if "text_embed.weight" in plain:  # a backbone that was saved alone
         plain = {f"beit3.{key}": value for key, value in plain.items()}
-    return plain if len(plain) == len(state) and "" not in plain else dict(state)
+    if len(plain) < len(state) or "" in plain:
+        return dict(state)
+    prefix, *others = _prefixes(plain) or [""]
+    return plain if others else {key.removeprefix(prefix): plain[key] for key in plain if key.startswith(prefix)}
 
 
 def recognize(state: Mapping[str, Tensor], source: str) -> Recognized:
@@ -81,6 +85,10 @@ def recognize(state: Mapping[str, Tensor], source: str) -> Recognized:
         kind = "beit3"
     else:
         some = ", ".join(list(state)[:3])
+        if len(models := _prefixes(state)) > 1:
+            raise InputError(
+                f"{source}: holds several models, {', '.join(models)}; expected the tensors of one of them"
+            )
         raise InputError(f"{source}: neither InstanceVG nor BEiT-3; its {len(state)} tensors are called {some}, ...")
     prefix = BACKBONES[kind]
     layers = f"{prefix}.encoder.layers."
@@ -147,6 +155,12 @@ def config_of(found: Recognized, source: str) -> Config:
     side = found.picture
     model = replace(config.model, image_height=side, image_width=side, patch_size=found.patch_size, pretrained="")
     return replace(config, model=model)
+
+
+def _prefixes(state: Mapping[str, object]) -> list[str]:
+    """What precedes the names of each model in a state dict: "" or a prefix that ends in a dot."""
+    found = (key.removesuffix(_FIRST).removesuffix("vis_enc.") for key in state if key.endswith(_FIRST))
+    return [prefix for prefix in found if not prefix or prefix.endswith(".")]
 
 
 def _size(state: Mapping[str, Tensor], key: str, axis: int) -> int | None:

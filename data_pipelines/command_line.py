@@ -1,6 +1,7 @@
 """The options that `check` and `prepare` share."""
 
 import argparse
+import os
 from pathlib import Path
 
 from data_pipelines.annotations.mixture import MERGES
@@ -21,14 +22,18 @@ def parser_of(command: str, text: str) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--annotations",
-        type=Path,
+        type=_path,
         nargs="+",
         required=True,
         metavar="FILE",
         help="annotation files: those of the original, refer's refs(*).p, COCO with captions, ODVG or JSON lines",
     )
     parser.add_argument(
-        "--images", type=Path, required=True, metavar="DIR", help="folder that the pictures' file names are relative to"
+        "--images",
+        type=_path,
+        required=True,
+        metavar="DIR",
+        help="folder that the pictures' file names are relative to",
     )
     parser.add_argument(
         "--captions", choices=CAPTIONS, default="", help="; ".join(f"{name}: {what}" for name, what in CAPTIONS.items())
@@ -42,6 +47,11 @@ def parser_of(command: str, text: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--workers", type=int, default=4, help="threads that decode pictures (default: 4)")
     return parser
+
+
+def _path(text: str) -> Path:
+    """A path of a command line. `~` is expanded, which shells do not do after "="."""
+    return Path(os.path.expanduser(text))
 
 
 def at_least_one(value: int, flag: str) -> int:

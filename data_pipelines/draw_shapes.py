@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--split", choices=SPLITS, default="test")
     parser.add_argument("--level", choices=LEVELS, default="basic")
     parser.add_argument("--index", type=int, default=0, help="number of the scene, from 0")
-    parser.add_argument("--size", type=int, default=96, help="height and width in pixels, at least 32")
+    parser.add_argument("--size", type=int, default=96, help="height and width in pixels, 32 to 4096")
     parser.add_argument("--truth", action="store_true", help="draw the targets next to the picture")
     parser.add_argument("--output", required=True, metavar="FILE.png")
     args = parser.parse_args(argv)

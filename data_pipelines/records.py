@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from instancevg_jax.errors import InputError
@@ -51,6 +51,7 @@ class Record:
     instances: tuple[Instance, ...]
     split: str
     group: str = ""  # training: alternatives, of which one is drawn; evaluation: sentences of one object (R-RefCOCO)
+    corners: bool = field(default=False, compare=False, repr=False)  # the file states boxes as x1, y1, x2, y2
 
     @property
     def image_key(self) -> str:

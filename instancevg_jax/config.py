@@ -247,7 +247,7 @@ class EvalConfig:
 class TrainConfig:
     """The run itself."""
 
-    seed: int = setting(0, "Seed of parameters, data order and dropout.", least=0)
+    seed: int = setting(0, "Seed of parameters, data order and dropout.", least=0, most=2**32 - 1)
     batch_size: int = setting(16, "Global batch size, over all devices.", least=1)
     batch_size_per_device: int = setting(
         0, "Batch size per device; train.batch_size becomes this times the number of devices. 0: not used.", least=0
@@ -400,16 +400,21 @@ def check(config: Config) -> None:
     _check_sizes(config.model)
 
 
+_LARGEST = 2**53  # of whole numbers: beyond it, floats and the fixed sizes of libraries fail
+
+
 def _check_value(name: str, limits: typing.Mapping[str, typing.Any], value: typing.Any) -> None:
     if limits["choices"] and value not in limits["choices"]:
-        raise InputError(f"{name} is {value!r}; expected one of {', '.join(limits['choices'])}")
+        raise InputError(f"{name} is {value!r}; expected one of {', '.join(stated['choices'])}")
     if isinstance(value, str | bool):
         return
     least, most = limits["least"], limits["most"]
     if isinstance(value, float) and not math.isfinite(value):
         raise InputError(f"{name} is {value}; expected a finite number")
+    if isinstance(value, int):
+        most = min(most, _LARGEST)
     if not least <= value <= most:
-        expected = f"at least {least}" if most == math.inf else f"{least} to {most}"
+        expected = f"at least {least}" if most >= _LARGEST and value < least else f"{least} to {most}"
         raise InputError(f"{name} is {value}; expected {expected}")
 
 

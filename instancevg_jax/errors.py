@@ -19,6 +19,11 @@ def first_line(error: BaseException) -> str:
     return lines[0][:200] if lines else type(error).__name__
 
 
+def one_line(text: str) -> str:
+    """Text from a file or a command line for a console: without line ends, and with control characters as escapes."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))
+
+
 def run_command(main: Callable[[], None]) -> None:
     """Run the `main` of a command line.
 
@@ -28,15 +33,16 @@ def run_command(main: Callable[[], None]) -> None:
     other exception is a fault of this program and keeps its traceback. Characters that the console's encoding lacks are
     printed as escapes.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # not so where a test has replaced it
-            stream.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed from the start; the next file to be opened would take its place
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        if hasattr(stream := getattr(sys, name), "reconfigure"):  # not so where a test has replaced it
+            stream.reconfigure(errors="backslashreplace")
     try:
         try:
             main()
         finally:
-            if sys.stdout:  # None where it is closed from the start
-                sys.stdout.flush()  # here, so that a full disk or a closed pipe is noticed
+            sys.stdout.flush()  # here, so that a full disk or a closed pipe is noticed
     except KeyboardInterrupt:
         _ignore_ctrl_c()  # a second Ctrl-C would interrupt the shutdown
         _leave("error: interrupted", 130)
@@ -46,7 +52,7 @@ def run_command(main: Callable[[], None]) -> None:
         cause = explain(error)
         if not cause:
             raise
-        _leave(f"error: {' '.join(cause.split())}", 2)
+        _leave(f"error: {one_line(cause)}", 2)
     finally:
         _ignore_ctrl_c()  # from here on, Ctrl-C would only add a traceback
 
@@ -90,8 +96,7 @@ def _leave(message: str, status: int) -> None:
         with contextlib.suppress(OSError):  # of a stderr that is closed
             print(message, file=sys.stderr, flush=True)
     try:
-        if sys.stdout:
-            sys.stdout.flush()
+        sys.stdout.flush()
     except OSError:  # a full disk or a closed pipe; the interpreter would try again and complain
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     jax = sys.modules.get("jax")

@@ -17,9 +17,13 @@ from instancevg_jax.errors import InputError
 def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
     """A temporary file in the folder of `path`, renamed to it when the context ends without an error.
 
-    The folder is made if necessary.
+    The folder is made if necessary. A link is followed. A device or a pipe, such as /dev/stdout, is written to directly.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file() and not path.is_dir():
+        with path.open("wb") as file:
+            yield file
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     temporary = Path(name)

@@ -11,7 +11,8 @@ import jax
 import pytest
 
 from instancevg_jax.__main__ import COMMANDS
-from instancevg_jax.errors import InputError, explain, run_command
+from instancevg_jax.errors import InputError, explain, one_line, run_command
+from instancevg_jax.files import write_atomically
 from tests.data_pipelines.checking.run import own, write_lines
 from tests.data_pipelines.make import picture
 
@@ -179,3 +180,27 @@ def test_names_that_cannot_be(data: Path, flag: str, name: str, capsys: pytest.C
         console()
     assert exit_info.value.code == 2
     assert_one_line(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "<&- >&- 2>&-"])
+def test_streams_that_are_closed_from_the_start(data: Path, tmp_path: Path, closed: str):
+    command = " ".join([sys.executable, "-m", "instancevg_jax", *check_command(data), "--list", str(tmp_path / "list")])
+    done = subprocess.run(f"exec {command} {closed}", shell=True, cwd=ROOT, capture_output=True, check=False)
+    assert done.returncode == 1
+    assert "missing picture" in (tmp_path / "list").read_text()
+    assert not done.stderr
+
+
+def test_files_are_written_to_pipes_and_through_links(tmp_path: Path):
+    os.mkfifo(pipe := tmp_path / "pipe")
+    reader = subprocess.Popen(["cat", pipe], stdout=subprocess.PIPE)
+    write_atomically(pipe, b"content")
+    assert reader.communicate(timeout=60)[0] == b"content"
+    assert pipe.is_fifo()
+    (link := tmp_path / "link").symlink_to("folder/target")
+    write_atomically(link, b"content")
+    assert (link.is_symlink(), (tmp_path / "folder/target").read_bytes()) == (True, b"content")
+
+
+def test_control_characters_do_not_reach_the_console():
+    assert one_line("a\x1b[2J\r\nb\t\u202e龍é") == "a\\x1b[2J b \\u202e龍é"

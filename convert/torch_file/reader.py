@@ -107,10 +107,13 @@ def _foreign(start: bytes) -> str:
         b"\x1f\x8b": "a gzip file; unpack it",
         b"\x89HDF": "a Keras or HDF5 file",
         b"\x93NUMPY": "a numpy file",
+        b"GGUF": "a GGUF file, whose weights are quantized",
     }
     for prefix, kind in kinds.items():
         if start.startswith(prefix):
             return kind
+    if start.lstrip()[:1] == b"{":
+        return "JSON, such as a config or the index of several files, not weights"
     if start.lstrip()[:1] == b"<":
         return "a web page, not the file; take the download link of that page"
     if start[257:262] == b"ustar":
@@ -118,6 +121,19 @@ def _foreign(start: bytes) -> str:
     if not start.strip(b"\0"):
         return "empty" if not start else "full of zeros, a failed download"
     return "not a torch checkpoint"
+
+
+def _folder(path: Path) -> str:
+    """What a folder that is no unpacked archive is."""
+    names = sorted(file.name for file in path.iterdir())
+    weights = [name for name in names if name.endswith((".safetensors", ".pth", ".pt", ".bin", ".ckpt"))]
+    if "provenance.json" in names:
+        return "a checkpoint of this project already"
+    if any(name.endswith(".distcp") for name in names):
+        return "a sharded checkpoint (torch.distributed.checkpoint), to be saved as one file first"
+    if any("-of-" in name for name in weights):
+        return "weights in several files, to be saved as one file first"
+    return f"a folder with {weights[0]}" if weights else "a folder"
 
 
 def state_dict(checkpoint: Checkpoint, ema: bool = False) -> dict[str, TensorRef | SafeTensor]:
@@ -177,7 +193,7 @@ def _read_folder(path: Path) -> Checkpoint:
     """Read an unpacked zip archive: `path` is its folder or the parent of it."""
     roots = [root for root in (path, *sorted(path.iterdir())) if (root / PICKLE).is_file()]
     if len(roots) != 1:
-        raise InputError(f"{path}: a folder; expected a file, or an unpacked torch archive ({PICKLE}, data/)")
+        raise InputError(f"{path}: {_folder(path)}; expected a file, or an unpacked torch archive ({PICKLE}, data/)")
     root = roots[0]
     pickled = root / PICKLE
     if pickled.stat().st_size > MAX_PICKLE_BYTES:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from data_pipelines.annotations.source import AnnotationFile, Entry
-from data_pipelines.annotations.values import by_id, identifier, instance, picture, present, shown, size, text
+from data_pipelines.annotations.values import by_id, identifier, instance, picture, present, shown, size, stated, text
 from data_pipelines.annotations.values import field as field_of
 from data_pipelines.records import Instance, Record
 from instancevg_jax.errors import InputError
@@ -96,7 +96,9 @@ def _owner_of_sentences(
     if any("caption" in image for image in images.values()):
         return "images"
     hint = ""
-    if isinstance(content.get("categories"), list) and content["categories"]:
+    if any(source.path.parent.glob("*refs*(*)*")):
+        hint = "; this looks like the objects of the refer layout: name the file of its references, such as refs(unc).p"
+    elif isinstance(content.get("categories"), list) and content["categories"]:
         hint = "; this looks like a detection export: --captions categories makes the categories' names its sentences"
     raise InputError(f"no annotation and no image has a caption; expected what the objects are called{hint}")
 
@@ -151,7 +153,7 @@ def _record(sentence: _Sentence, image: Entry, where: str, split: str, source: A
     width, height = size(image, where_image)
     name = picture(image.get("file_name"), f"{where_image}.file_name")
     instances = _objects(sentence, where, source)
-    split = text(image.get("split", split), f"{where_image}.split")
+    split = text(stated(image, "split", split), f"{where_image}.split")
     return Record(f"{sentence.image}/{sentence.text}", name, width, height, (sentence.text,), instances, split)
 
 
@@ -170,8 +172,8 @@ def _objects(sentence: _Sentence, where: str, source: AnnotationFile) -> tuple[I
 
 
 def _means_nothing(where: str, annotation: Entry, source: AnnotationFile) -> bool:
-    stated = instance(annotation, where, source)
-    if stated.box is not None or stated.segmentation:
+    found = instance(annotation, where, source)
+    if found.box is not None or found.segmentation:
         return False
     if annotation.get("category_id") not in (None, -1):
         raise InputError(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.annotations import odvg
+from data_pipelines.annotations.foreign import layout_of
 from data_pipelines.annotations.source import AnnotationFile, parse_json
 from data_pipelines.annotations.values import (
     field,
@@ -18,6 +19,7 @@ from data_pipelines.annotations.values import (
     segmentation,
     shown,
     size,
+    stated,
     strings,
     text,
     xyxy_box,
@@ -36,12 +38,7 @@ def read(source: AnnotationFile) -> list[Record]:
     for number, line in source.lines():
         where = f"line {number}"
         with source.at(where):
-            entry = parse_json(line, where)
-            if isinstance(entry, dict) and {"images", "annotations"} <= entry.keys():
-                raise InputError(f"{where} is a whole COCO file; give the file a name that ends in .json")
-            records += read_entry(entry, where, source)
-    if not records and not source.problems.found:
-        raise InputError("the file holds no record")
+            records += read_entry(parse_json(line, where), where, source)
     return records
 
 
@@ -69,14 +66,15 @@ def read_entry(entry: Any, where: str, source: AnnotationFile) -> list[Record]:
     width, height = size(entry, where)
     return [
         Record(
-            identifier(entry.get("id", f"{source.path.name} {where}"), f"{where}.id"),
+            identifier(stated(entry, "id", f"{source.path.name} {where}"), f"{where}.id"),
             picture(entry.get("image"), f"{where}.image"),
             width,
             height,
             strings(entry.get("expressions"), f"{where}.expressions"),
             _objects(entry, where, source),
-            text(entry.get("split", "train"), f"{where}.split"),
-            text(entry.get("group", ""), f"{where}.group"),
+            text(stated(entry, "split", "train"), f"{where}.split"),
+            text(stated(entry, "group", ""), f"{where}.group"),
+            corners=True,
         )
     ]
 
@@ -105,13 +103,15 @@ def _object(entry: Any, where: str, source: AnnotationFile) -> Instance:
     _check_keys(entry, _OBJECT_KEYS, where)
     box = xyxy_box(entry.get("box"), f"{where}.box")
     mask = segmentation(entry.get("mask"), f"{where}.mask", source.mask_folders)
-    return present(Instance(box, mask, identifier(entry.get("id", ""), f"{where}.id")), where)
+    return present(Instance(box, mask, identifier(stated(entry, "id", ""), f"{where}.id")), where)
 
 
 def _check_keys(entry: Any, known: set[str], where: str) -> None:
     if not isinstance(entry, dict):
         raise InputError(f"{where} is {shown(entry)}; expected an object with {', '.join(sorted(known))}")
     unknown = [key for key in entry if key not in known]
+    if unknown and (layout := layout_of(entry)):
+        raise InputError(f"{where} looks like {layout}, which is not read; expected {', '.join(sorted(known))}")
     if unknown:
         raise InputError(f"{where} has an unknown key {shown(unknown[0])}; expected {', '.join(sorted(known))}")
 

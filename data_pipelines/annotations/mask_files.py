@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from data_pipelines import masks
 from data_pipelines.records import RLE
@@ -35,7 +35,8 @@ def read_mask(value: str, where: str, folders: Sequence[Path]) -> RLE:
     except InputError as error:
         raise InputError(f"{where}: the mask {name} has {error}") from error
     except _DAMAGED as error:
-        raise InputError(f"{where}: the mask {name} is not a picture that can be read ({first_line(error)})") from error
+        why = "" if isinstance(error, UnidentifiedImageError) else f" ({first_line(error)})"  # it names an address
+        raise InputError(f"{where}: the mask {name} is not a picture that can be read{why}") from error
     return masks.from_pixels(_object_in(pixels, where, name))
 
 
@@ -48,7 +49,8 @@ def _object_in(pixels: np.ndarray, where: str, name: str) -> Bool[np.ndarray, "H
     values = pixels[foreground]
     if len(values) and (values != values[0]).any():
         raise InputError(
-            f"{where}: the mask {name} has several values besides 0; expected one object per file, as 0 and one other value"
+            f"{where}: the mask {name} has several values besides 0, such as {values.min()} and {values.max()}; expected one "
+            "object per file, as 0 and one other value"
         )
     return foreground
 

@@ -14,6 +14,7 @@ from data_pipelines.annotations.values import (
     segmentation,
     shown,
     size,
+    stated,
     strings,
     text,
     xyxy_box,
@@ -35,13 +36,15 @@ def records(entry: Entry, where: str, source: AnnotationFile) -> list[Record]:
     """
     name = picture(entry.get("filename"), f"{where}.filename")
     width, height = size(entry, where)
-    split = text(entry.get("split", "train"), f"{where}.split")
+    split = text(stated(entry, "split", "train"), f"{where}.split")
     phrases: dict[str, list[Instance]] = {}
     for place, region, key in _regions(entry, where, source):
         for phrase in strings(region.get(key), f"{place}.{key}"):
             phrases.setdefault(phrase, []).extend(_objects(region, place, source))
     return [
-        Record(f"{source.path.name} {where}/{phrase}", name, width, height, (phrase,), tuple(objects), split)
+        Record(
+            f"{source.path.name} {where}/{phrase}", name, width, height, (phrase,), tuple(objects), split, corners=True
+        )
         for phrase, objects in phrases.items()
     ]
 

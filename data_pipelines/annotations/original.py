@@ -17,6 +17,7 @@ from data_pipelines.annotations.values import (
     segmentation,
     shown,
     size,
+    stated,
     strings,
     text,
     whole,
@@ -83,7 +84,7 @@ def _single_target(entry: Entry, split: str, where: str, source: AnnotationFile)
     target = Instance(
         xywh_box(entry.get("bbox"), f"{where}.bbox"),
         segmentation(entry.get("mask"), f"{where}.mask", source.mask_folders),
-        identifier(entry.get("id", entry.get("ann_id", "")), f"{where}.id"),
+        identifier(stated(entry, "id", stated(entry, "ann_id", "")), f"{where}.id"),
     )
     expressions = strings(entry.get("expressions"), f"{where}.expressions")
     return [_record(entry, split, where, expressions, (present(target, where),), source)]

@@ -7,13 +7,12 @@ JSON lines, or a list of records  this project's own layout, and ODVG: `jsonl`, 
 """
 
 import itertools
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
-from data_pipelines.annotations import coco, jsonl, original, refer
+from data_pipelines.annotations import coco, foreign, jsonl, original, refer
 from data_pipelines.annotations.mixture import merge as merge_files
 from data_pipelines.annotations.pictures import find_pictures
 from data_pipelines.annotations.problems import Problems
@@ -25,22 +24,6 @@ CAPTIONS = {"categories": "the names of the categories of a detection export are
 _JSON_LINES = (".jsonl", ".ndjson", ".jsonlines")
 _PICKLES = (".p", ".pkl", ".pickle")
 _START = 4096  # bytes
-_FOREIGN = {  # how files of other kinds begin
-    b"PAR1": "a Parquet file; export it as JSON lines",
-    b"PK\x03\x04": "a zip archive; unpack it and name the annotation file",
-    b"\x1f\x8b": "a gzip file; give it a name that ends in .gz",
-    b"\x89HDF": "an HDF5 or MATLAB file; export it as JSON lines",
-    b"\x80": "a pickle; give it a name that ends in .p",
-    b"<": "XML or HTML; export it as COCO or JSON lines",
-    b"version https://git-lfs": "a Git LFS pointer; fetch the file itself with git lfs pull",
-}
-_UNREAD = {  # keys by which layouts that are not read are recognized
-    "conversations": "conversations for instruction tuning (LLaVA)",
-    "shapes": "labelme's layout",
-    "result": "Label Studio's results",
-    "score": "results of a detector (COCO results)",
-    "_via_img_metadata": "VGG Image Annotator's layout",
-}
 
 
 def read(
@@ -52,7 +35,7 @@ def read(
     An object that cannot be read makes its whole record unreadable.
 
     Args:
-        path: the annotation file; `.gz` is decompressed.
+        path: the annotation file, which may be compressed by gzip.
         problems: receives notes and, with `keep`, the unreadable records, which are left out.
         images: the folder of the pictures. With it, pictures are found under other spellings of their names, and masks that
             are picture files are looked for there.
@@ -68,6 +51,8 @@ def read(
     source = AnnotationFile(Path(path), problems, Path(images) if images else None, captions)
     try:
         records = [single for record in _read(source) for single in one_per_expression(record)]
+        if not records and not problems.found:
+            raise InputError("the file holds no record; expected at least one")
         return find_pictures(records, source.images, problems) if source.images else records
     except InputError as error:
         message = str(error)
@@ -91,20 +76,20 @@ def read_files(
 
 def _read(source: AnnotationFile) -> list[Record]:
     _check_file(source)
-    if source.name.endswith(_JSON_LINES) or _is_lines(source):
-        return jsonl.read(source)
     is_pickle = source.name.endswith(_PICKLES)
+    if not is_pickle and _is_lines(source):
+        return jsonl.read(source)
     content = source.load_pickle() if is_pickle else source.load_json()
     if isinstance(content, dict) and {"images", "annotations"} <= content.keys():
         return coco.read(content, source)
-    entries = content if isinstance(content, list) else [content]
+    entries = list(content) if isinstance(content, list | tuple) else [content]
     if any(map(jsonl.is_entry, entries)):
         return jsonl.read_list(entries, source)
     if source.captions:
         raise InputError(f"no detection export (COCO, ODVG); expected one with --captions {source.captions}")
     if any(map(refer.is_entry, entries)):
         return refer.read(entries, source)
-    if isinstance(content, dict) and content and all(isinstance(items, list) for items in content.values()):
+    if _is_dict_of_splits(content):
         return original.read(content, source)
     raise InputError(_unknown(content))
 
@@ -112,45 +97,52 @@ def _read(source: AnnotationFile) -> list[Record]:
 def _check_file(source: AnnotationFile) -> None:
     try:
         if not source.path.is_file():
-            is_folder = source.path.is_dir()
+            what = "a folder" if source.path.is_dir() else "no regular file" if source.path.exists() else ""
             raise InputError(
-                f"{source.path}: {'is a folder' if is_folder else 'no such file'}; expected a file of annotations"
+                f"{source.path}: {f'is {what}' if what else 'no such file'}; expected a file of annotations"
             )
     except OSError as error:
         raise InputError(f"{source.path}: cannot be read ({error.strerror})") from error
     with opened(source.path) as file:
-        start = file.read(_START).removeprefix(b"\xef\xbb\xbf").lstrip()
-    if not start:
+        start = file.read(_START)
+    if not start.removeprefix(b"\xef\xbb\xbf").strip():
         raise InputError("the file is empty; expected annotations")
-    is_pickle = source.name.endswith(_PICKLES)
-    foreign = next((what for magic, what in _FOREIGN.items() if start.startswith(magic) and not is_pickle), None)
-    if source.name.endswith((".csv", ".tsv")):
-        foreign = "a table; export it as JSON lines"
-    if re.match(rb"\d+( +[\d.]+){4}", start):
-        foreign = "labels of YOLO; export them as COCO, and use --captions categories"
-    if foreign:
-        raise InputError(f"this looks like {foreign} (docs/data.md has the layouts that are read)")
+    found = foreign.looks_like(start, source.name)
+    if source.name.endswith(_PICKLES):
+        is_json = start.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"[", b"{")  # with which no pickle begins
+        found = "JSON; give it a name that ends in .json" if is_json else "" if start[:1] == b"\x80" else found
+    if found:
+        raise InputError(f"this looks like {found} (docs/data.md has the layouts that are read)")
 
 
 def _is_lines(source: AnnotationFile) -> bool:
-    """Whether a file with another suffix contains JSON lines: its first two lines are objects."""
-    if source.name.endswith(_PICKLES):
+    """Whether a file has one JSON object per line: its first two lines are objects, or its name says so and nothing else does."""
+    lines = [line.removeprefix(b"\xef\xbb\xbf").strip() for _, line in itertools.islice(source.lines(), 2)]
+    if lines[0] == b"{" or lines[0].startswith(b"["):
         return False
-    first = [line for _, line in itertools.islice(source.lines(), 2)]
     try:
-        return len(first) == 2 and all(isinstance(parse_json(line, ""), dict) for line in first)
+        values = [parse_json(line, "") for line in lines]
     except InputError:
+        values = []
+    if source.name.endswith(_JSON_LINES):
+        return not (len(values) == 1 and isinstance(values[0], dict) and "annotations" in values[0])
+    return len(values) == 2 and all(isinstance(value, dict) for value in values)
+
+
+def _is_dict_of_splits(content: Any) -> TypeGuard[dict[str, list[Any]]]:
+    if not isinstance(content, dict) or not content or not all(isinstance(items, list) for items in content.values()):
         return False
+    return not content.keys() & {"images", "annotations", "categories"}  # these are parts of COCO's layout
 
 
 def _unknown(content: Any) -> str:
     """The error message for content of an unknown layout, which names the layout if it is a common one."""
-    entries = content if isinstance(content, list) else [content]
-    entry = next((e for e in entries if isinstance(e, dict)), {})
-    known = next((what for key, what in _UNREAD.items() if key in entry), None)
-    looks = f"this looks like {known}, which is not read; " if known else "no known layout; "
+    known = foreign.layout_of(content)
+    looks = f"this looks like {known}, which is not read" if known else "no known layout"
+    if not known and isinstance(content, dict) and content.keys() & {"images", "annotations", "categories"}:
+        looks = f"this looks like COCO's layout without {'images' if 'annotations' in content else 'annotations'}"
     return (
-        f"{looks}expected a dict of splits, COCO's images and annotations, a list of references with sentences, or JSON lines "
+        f"{looks}; expected a dict of splits, COCO's images and annotations, a list of references with sentences, or JSON lines "
         "(docs/data.md)"
     )
 

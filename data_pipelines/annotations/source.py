@@ -1,15 +1,17 @@
 """An annotation file, the options for reading it, and the list of problems found."""
 
+import functools
 import gzip
+import io
 import json
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from io import BufferedIOBase
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
+from data_pipelines.annotations.foreign import json_fault
 from data_pipelines.annotations.problems import Problem, Problems
 from instancevg_jax.errors import InputError, first_line
 from instancevg_jax.pickles.machine import load_tree
@@ -57,9 +59,13 @@ class AnnotationFile:
         return load_tree(_read(self.path), str(self.path))
 
     def lines(self) -> Iterator[tuple[int, bytes]]:
-        """The lines that are not blank, with their numbers from 1."""
+        """The lines that are not blank, as UTF-8, with their numbers from 1."""
         with opened(self.path) as file:
-            for number, line in enumerate(iter(lambda: file.readline(_MOST_BYTES + 1), b""), 1):
+            encoding = json.detect_encoding(file.peek(4)[:4])  # pyright: ignore[reportAttributeAccessIssue]
+            text = None if encoding.startswith("utf-8") else io.TextIOWrapper(file, encoding, newline="\n")
+            read = functools.partial((text or file).readline, _MOST_BYTES + 1)
+            for number, found in enumerate(iter(read, "" if text else b""), 1):
+                line = found.encode() if isinstance(found, str) else found
                 if len(line) > _MOST_BYTES:
                     raise InputError(f"{self.path}: line {number} has more than {_MOST_BYTES:,} bytes")
                 if line.strip():
@@ -79,18 +85,23 @@ def parse_json(data: bytes, where: str) -> Any:
     try:
         return json.loads(data)
     except UnicodeDecodeError as error:
-        raise InputError(f"{where} is not valid JSON in UTF-8 ({first_line(error)})") from error
+        raise InputError(f"{where} is not valid JSON in UTF-8 ({first_line(error)}); save it as UTF-8") from error
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where} is not valid JSON ({json_fault(error)})") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where} is not valid JSON ({first_line(error)})") from error
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[BufferedIOBase]:
-    """A file for reading, decompressed if its name ends in .gz. Raises InputError if opening or reading fails."""
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """A file for reading, decompressed if its content is compressed by gzip. Raises InputError if opening or reading fails."""
     try:
-        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
-            yield file
+        with path.open("rb") as raw:
+            file = gzip.GzipFile(fileobj=raw) if raw.peek(2)[:2] == b"\x1f\x8b" else raw
+            yield cast("BinaryIO", file)
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise InputError(f"{path}: damaged, or not compressed by gzip ({first_line(error)})") from error
+        raise InputError(f"{path}: damaged, its compressed data cannot be read ({first_line(error)})") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: its text cannot be read ({first_line(error)}); save it as UTF-8") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or first_line(error)})") from error

@@ -1,6 +1,9 @@
 """Checked values of annotation files, for all readers. `where` names the place in error messages."""
 
 import ast
+import contextlib
+import itertools
+import json
 import math
 import re
 import reprlib
@@ -29,6 +32,12 @@ def field(entry: dict[str, Any], key: str, kind: type, where: str) -> Any:
     return value
 
 
+def stated(entry: dict[str, Any], key: str, default: Any) -> Any:
+    """`entry[key]`, or `default` if it is missing or null."""
+    value = entry.get(key)
+    return default if value is None else value
+
+
 def number(value: Any, where: str) -> float:
     """A finite number that a float can hold. An int stays an int; numbers of NumPy and decimal strings are converted."""
     if isinstance(value, np.integer | np.floating):
@@ -54,10 +63,10 @@ def whole(value: Any, where: str) -> int:
 
 def size(entry: dict[str, Any], where: str) -> tuple[int, int]:
     """(width, height) in pixels, or (0, 0) if one is missing, null, empty or 0; then the picture's size is used."""
-    stated = {key: entry.get(key) for key in ("width", "height")}
-    if any(value is None or value == "" for value in stated.values()):
+    sides = {key: stated(entry, key, "") for key in ("width", "height")}
+    if "" in sides.values():
         return 0, 0
-    width, height = (whole(value, f"{where}.{key}") for key, value in stated.items())
+    width, height = (whole(value, f"{where}.{key}") for key, value in sides.items())
     if not width or not height:
         return 0, 0
     try:
@@ -134,6 +143,8 @@ def xywh_box(value: Any, where: str) -> Box | None:
     if value is None:
         return None
     x, y, w, h = _four(value, where, "[x, y, width, height]")
+    if w < 0 or h < 0:
+        raise InputError(f"{where} is {shown(value)}, with a negative size; expected [x, y, width, height]")
     return x, y, x + w, y + h
 
 
@@ -148,15 +159,20 @@ def segmentation(value: Any, where: str, folders: Sequence[Path]) -> Segmentatio
     Polygons, one polygon as a flat list or as a list of [x, y], COCO's RLE (compressed or not), a list of RLEs (refer's second
     form), or a mask picture: its file name, relative to one of `folders`, or a data URI.
     """
+    value = _unquoted(value)
     if value is None:
         return None
     if isinstance(value, dict):
         return _rle(value, where)
     if isinstance(value, str):
+        if re.fullmatch(r"\d+( +\d+)+", value):
+            raise InputError(
+                f"{where} is {shown(value)}, which looks like pairs of start and length; expected COCO's RLE"
+            )
         return read_mask(text(value, where), where, folders if is_within(value) else ())
     if not isinstance(value, list):
         raise InputError(f"{where} is {shown(value)}; expected polygons, an RLE, the file name of a mask, or null")
-    if value and isinstance(value[0], dict):
+    if value and isinstance(value[0], dict) and not {"x", "y"} <= value[0].keys():
         rles = [_rle(item, f"{where}[{i}]") for i, item in enumerate(value)]
         return masks.union(rles) if len(rles) > 1 else rles[0]
     return _polygons(value, where)
@@ -177,7 +193,7 @@ def instance(annotation: Any, where: str, source: AnnotationFile) -> Instance:
         return Instance(None, None)
     if annotation.get("empty") is False and box is None and mask is None:
         raise InputError(f"{where} is not empty, but has neither bbox nor segmentation")
-    return Instance(box, mask, identifier(annotation.get("id", ""), f"{where}.id"))
+    return Instance(box, mask, identifier(stated(annotation, "id", ""), f"{where}.id"))
 
 
 def present(found: Instance, where: str) -> Instance:
@@ -225,7 +241,16 @@ class _Short(reprlib.Repr):
         return str(x) if abs(x) < 10**40 else f"an integer of {x.bit_length()} bits"
 
 
+def _unquoted(value: Any) -> Any:
+    """The list or object of a string that holds its JSON, as tables store it; any other value as it is."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        with contextlib.suppress(ValueError, RecursionError):
+            return json.loads(value)
+    return value
+
+
 def _four(value: Any, where: str, expected: str) -> Box:
+    value = _unquoted(value)
     if not isinstance(value, list) or len(value) != 4:
         raise InputError(f"{where} is {shown(value)}; expected {expected}")
     a, b, c, d = (coordinate(item, where) for item in value)
@@ -237,13 +262,23 @@ def _polygons(value: list[Any], where: str) -> list[list[float]]:
         value = [value]
     elif len(value) >= 3 and all(isinstance(point, list) and len(point) == 2 for point in value):
         value = [[number for point in value for number in point]]
-    polygons = [_polygon(polygon, f"{where}[{i}]") for i, polygon in enumerate(value)]
-    if any(polygons) and all(number in (0, 1) for polygon in polygons for number in polygon):
+    if _is_bitmap(value):
         raise InputError(
-            f"{where} holds only 0 and 1, like a bitmap or normalized coordinates; expected polygons in pixels, an RLE, or the "
-            "file name of a mask"
+            f"{where} looks like a bitmap or normalized coordinates; expected polygons in pixels, an RLE, or the file name of a "
+            "mask"
         )
-    return polygons
+    return [_polygon(polygon, f"{where}[{i}]") for i, polygon in enumerate(value)]
+
+
+def _is_bitmap(rows: list[Any]) -> bool:
+    """Whether lists hold only 0 and 1 (or false and true), or are many of one length with only 0 and another value."""
+    values: set[float] = set()
+    for value in itertools.chain.from_iterable(row if isinstance(row, list) else [row] for row in rows):
+        if not isinstance(value, int | float) or len(values) > 2:
+            return False
+        values.add(value)
+    alike = len(rows) >= 8 and len({len(row) for row in rows}) == 1
+    return bool(values) and (values <= {0, 1} or (alike and 0 in values and len(values) == 2))
 
 
 def _polygon(value: Any, where: str) -> list[float]:
@@ -258,10 +293,10 @@ def _polygon(value: Any, where: str) -> list[float]:
 def _rle(value: Any, where: str) -> RLE:
     if not isinstance(value, dict):
         raise InputError(f"{where} is {shown(value)}; expected an RLE with size and counts")
-    stated, counts = value.get("size"), value.get("counts")
-    if not isinstance(stated, list) or len(stated) != 2:
-        raise InputError(f"{where}.size is {shown(stated)}; expected [height, width]")
-    height, width = (whole(item, f"{where}.size") for item in stated)
+    shape, counts = value.get("size"), _unquoted(value.get("counts"))
+    if not isinstance(shape, list) or len(shape) != 2:
+        raise InputError(f"{where}.size is {shown(shape)}; expected [height, width]")
+    height, width = (whole(item, f"{where}.size") for item in shape)
     try:
         masks.check_size(height, width)
         if isinstance(counts, list):

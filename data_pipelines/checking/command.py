@@ -16,7 +16,7 @@ from data_pipelines.checking.pictures import PictureInfo, look_at_pictures
 from data_pipelines.checking.tables import SOURCES, counts_table, faults_table, format_table, level_of
 from data_pipelines.command_line import at_least_one
 from data_pipelines.records import Record, by_split, default_protocol
-from instancevg_jax.errors import InputError
+from instancevg_jax.errors import InputError, one_line
 from instancevg_jax.files import check_writable, write_atomically
 from instancevg_jax.inputs.tokenizer import Tokenizer
 
@@ -88,6 +88,8 @@ def _check_outputs(args: argparse.Namespace) -> None:
             raise InputError(f"{flag} {path}: is the file that is checked; expected another name")
         if path:
             check_writable(path)
+    if args.fix and args.list and args.fix.resolve() == args.list.resolve():
+        raise InputError(f"--fix {args.fix}: is also the file of --list; expected another name")
     if args.draw:
         check_writable(args.draw / "drawing")
 
@@ -119,7 +121,7 @@ def _print_repair(path: Path, records: Sequence[Record], repair: Repair) -> None
         reasons.setdefault(dropped.reason, []).append(dropped.record)
     for reason, names in reasons.items():
         more = f" and {len(names) - _SHOWN:,} more (--list FILE lists all)" if len(names) > _SHOWN else ""
-        print(f"  {len(names):,} records dropped: {reason}: {', '.join(names[:_SHOWN])}{more}")
+        print(f"  {len(names):,} records dropped: {reason}: {one_line(', '.join(names[:_SHOWN]))}{more}")
     for split in by_split(records).keys() - by_split(repair.records).keys():
         print(f"warning: no record of split {split!r} is left", file=sys.stderr)
     if not repair.records:

@@ -1,6 +1,6 @@
-"""Detects boxes that are not corners in pixels: [x, y, width, height], or normalized to 0..1 or 0..1000."""
+"""Detects boxes that are not corners in pixels: [x, y, width, height], or normalized to 0..1, 0..100 or 0..1000."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from data_pipelines import masks
@@ -27,12 +27,13 @@ def _scaled(box: Box, x: float, y: float) -> Box:
 
 _XYWH = "[x, y, width, height]"
 _CORNERS = "corners [x1, y1, x2, y2], where [x, y, width, height] is expected"
-_THOUSAND = "normalized to 0..1000"
+_RANGES = {100: "normalized to 0..100", 1000: "normalized to 0..1000"}
 _READINGS: dict[str, Callable[[Box, Size], Box]] = {  # convention -> the box as it is meant
     _XYWH: lambda b, size: (b[0], b[1], b[0] + b[2], b[1] + b[3]),
     _CORNERS: lambda b, size: (b[0], b[1], b[2] - b[0], b[3] - b[1]),
     "normalized to 0..1": lambda b, size: _scaled(b, size[1], size[0]),
-    _THOUSAND: lambda b, size: _scaled(b, size[1] / 1000, size[0] / 1000),
+    _RANGES[100]: lambda b, size: _scaled(b, size[1] / 100, size[0] / 100),
+    _RANGES[1000]: lambda b, size: _scaled(b, size[1] / 1000, size[0] / 1000),
 }
 
 
@@ -53,34 +54,44 @@ def reading_of(box: Box, mask: RLE) -> str:
 def suspect(records: Iterable[Record], pictures: dict[str, PictureInfo]) -> Suspicion:
     """The likely convention of the boxes without a mask to compare them with."""
     found = [
-        (instance.box, size)
+        (instance.box, size, record.corners)
         for record in records
         if (size := pictures[record.picture].size)
         for instance in record.instances
         if instance.box and not instance.segmentation and not is_normalized(instance.box, size)
     ]
-    boxes = list(dict.fromkeys(found))
-    if not boxes:
-        return Suspicion()
+    boxes = list(dict.fromkeys((box, size) for box, size, _ in found))
+    conventions = {corners for *_, corners in found}
+    other = "" if len(conventions) != 1 else _XYWH if True in conventions else _CORNERS  # than the file's own
     if any(_is_impossible(box, size) for box, size in boxes):
-        cause = _cause_of_impossible(boxes)
+        cause = other if other and _fit(other, boxes) else _range_of_impossible(boxes)
         return Suspicion(cause, certain=bool(cause))
-    if _fit(_XYWH, boxes) and sum(_shrinkage(box) for box, _ in boxes) < _SMALL * len(boxes):
+    if not boxes or any(box_is_empty(box) for box, _ in boxes):
+        return Suspicion()
+    if other == _XYWH and _fit(_XYWH, boxes) and sum(_shrinkage(box) for box, _ in boxes) < _SMALL * len(boxes):
         return Suspicion(_XYWH)
     largest, sides = max(max(box) for box, _ in boxes), min(min(size) for _, size in boxes)
-    if len(boxes) >= _ENOUGH and 900 < largest <= 1000 and sides >= 1500:
-        return Suspicion(_THOUSAND)
-    return Suspicion()
+    scale = next((n for n in _RANGES if len(boxes) >= _ENOUGH and 0.9 * n < largest <= n and sides >= 1.5 * n), None)
+    return Suspicion(_RANGES[scale]) if scale else Suspicion()
 
 
-def _cause_of_impossible(boxes: list[tuple[Box, Size]]) -> str:
-    for name in (_XYWH, _CORNERS):
-        if _fit(name, boxes):
-            return name
+def doubt_of(records: Sequence[Record], pictures: dict[str, PictureInfo]) -> str:
+    """The convention other than pixels that boxes without a mask are surely in, as text; "" if there is none."""
+    for record in records:
+        size = pictures[record.picture].size
+        if size and any(i.box and not i.segmentation and is_normalized(i.box, size) for i in record.instances):
+            return f"normalized to 0..1, such as in record {record.id}"
+    suspicion = suspect(records, pictures)
+    return suspicion.cause if suspicion.certain else ""
+
+
+def _range_of_impossible(boxes: list[tuple[Box, Size]]) -> str:
     outside = [is_far_outside(box, *size) for box, size in boxes]
     both_axes = any(box[2] > size[1] and box[3] > size[0] for box, size in boxes)
-    in_range = all(0 <= v <= 1000 for box, _ in boxes for v in box) and not any(box_is_empty(b) for b, _ in boxes)
-    return _THOUSAND if in_range and both_axes and 2 * sum(outside) >= len(boxes) else ""
+    lowest, largest = (pick(v for box, _ in boxes for v in box) for pick in (min, max))
+    if lowest < 0 or any(box_is_empty(b) for b, _ in boxes) or not both_axes or 2 * sum(outside) < len(boxes):
+        return ""
+    return next((name for scale, name in _RANGES.items() if largest <= scale), "")
 
 
 def _fit(name: str, boxes: list[tuple[Box, Size]]) -> bool:
@@ -90,7 +101,7 @@ def _fit(name: str, boxes: list[tuple[Box, Size]]) -> bool:
 
 
 def _is_impossible(box: Box, size: Size) -> bool:
-    return box_is_empty(box) or is_far_outside(box, *size)
+    return box[2] < box[0] or box[3] < box[1] or is_far_outside(box, *size)
 
 
 def _shrinkage(box: Box) -> float:

@@ -1,5 +1,6 @@
 """Finds faults in annotations and pictures: pure functions from records to faults."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -51,6 +52,7 @@ KINDS = {  # every kind of fault, in the order of the table -> what --fix does a
     "self-crossing polygon": "left as it is: it is drawn as COCO draws it",
     "more objects than max_targets": "left as it is: raise data.max_targets",
     "empty expression": "the expression is dropped; the record, if no other expression is left",
+    "expression with markup": "left as it is: it is read letter by letter",
     "expression longer than max_tokens": "left as it is: its end is cut off",
     "words unknown to the tokenizer": "left as it is: they become <unk>",
     "one sentence, different objects": "left as it is",
@@ -62,10 +64,12 @@ _NOTES = {
     "read with a correction",
     "picture mirrored or turned by EXIF",
     "self-crossing polygon",
+    "expression with markup",
     "expression longer than max_tokens",
     "words unknown to the tokenizer",
     "one sentence, different objects",
 }
+_MARKUP = re.compile(r"&(#\d+|#x[\da-f]+|[a-z]{2,8});|</?[a-z]+[^<>]*>", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -266,6 +270,8 @@ def _of_expressions(record: Record, tokenizer: Tokenizer | None, max_tokens: int
         except InputError:
             yield _fault("empty expression", record, repr(expression))
             continue
+        if markup := _MARKUP.search(expression):
+            yield _fault("expression with markup", record, f"{markup[0]} in {expression!r}")
         if last != PAD:
             yield _fault("expression longer than max_tokens", record, repr(expression))
         if tokenizer and (unknown := unknown_words(tokenizer, cleaned)):

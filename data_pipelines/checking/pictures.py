@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+from data_pipelines.annotations.pictures import why_missing
 from instancevg_jax.errors import InputError
 from instancevg_jax.inputs.pictures import load_picture, picture_size
 
@@ -36,7 +37,7 @@ def look_at_pictures(names: Sequence[str], folder: Path, num_workers: int) -> di
 def _look_at(path: Path) -> PictureInfo:
     try:
         if not path.is_file():
-            return PictureInfo(None, "missing picture", str(path))
+            return PictureInfo(None, "missing picture", f"{path}{why_missing(path)}")
         height, width = load_picture(path).shape[:2]
         return PictureInfo((height, width), orientation=picture_size(path)[2])
     except (InputError, OSError) as error:

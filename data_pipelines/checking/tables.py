@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from data_pipelines.checking.faults import KINDS, Fault, Rules, is_note
 from data_pipelines.records import Record, by_split, most_objects, select
+from instancevg_jax.errors import one_line
 
 # Published numbers of pictures
 PUBLISHED = {
@@ -77,6 +78,7 @@ def level_of(kind: str, rules: Rules) -> str:
 
 def format_table(rows: Sequence[Sequence[str]]) -> str:
     """Aligned columns; the first row is the head."""
+    rows = [[one_line(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

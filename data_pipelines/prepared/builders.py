@@ -8,6 +8,7 @@ keep the order of the annotation file. A "+" in a split's name becomes "plus", b
 import contextlib
 import io
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +19,7 @@ import tensorflow_datasets as tfds
 from tqdm import tqdm
 
 from data_pipelines import masks
+from data_pipelines.checking.conventions import doubt_of
 from data_pipelines.checking.frames import frame_of
 from data_pipelines.checking.pictures import PictureInfo
 from data_pipelines.records import (
@@ -168,6 +170,8 @@ def write_records(family: str, data_dir: Path, records: Sequence[Record], digest
         for i, (name, (height, width), turned) in enumerate(stored)
     }
     builder.digests = {"records": digest, "pictures": metadata["digest"]}
+    if doubt := doubt_of(records, {name: picture for name, (_, picture) in builder.pictures.items()}):
+        print(f"warning: boxes without a mask look like {doubt}; data_pipelines.check lists them", file=sys.stderr)
     _write(builder)
     return builder
 

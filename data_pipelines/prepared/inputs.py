@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from data_pipelines.annotations.pictures import why_missing
 from data_pipelines.annotations.problems import Problems
 from data_pipelines.annotations.reading import read_files
 from data_pipelines.records import Record
@@ -44,7 +45,7 @@ def pictures_digest(names: Iterable[str], folder: Path) -> str:
         if path.is_file():
             digest.update(f"{name}\0{path.stat().st_size}\n".encode())
         else:
-            missing.append(str(path))
+            missing.append(f"{path}{why_missing(path)}" if len(missing) < _SHOWN else str(path))
     if missing:
         raise InputError(
             f"{_some(missing)}: no such file, but the annotations name it ({len(missing):,} pictures are missing); "

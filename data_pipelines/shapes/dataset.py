@@ -54,7 +54,7 @@ LEVELS = tuple(OBJECT_COUNTS)
 TOKENIZER_PATH = Path(__file__).parent / "assets" / "shapes.spm"
 MAX_TOKENS = 20  # enough for every sentence, BOS and EOS included
 MAX_INDEX = 2**32
-MIN_SIDE = 32
+MIN_SIDE, MAX_SIDE = 32, 4096  # pixels; a scene is drawn at 16 times as many before it is made smaller
 
 
 @dataclass(frozen=True)
@@ -94,9 +94,9 @@ class ShapesDataset:
     def __post_init__(self) -> None:
         if self.split not in SPLITS:
             raise InputError(f"split {self.split!r} of the shapes data; expected one of {', '.join(SPLITS)}")
-        if min(self.size) < MIN_SIDE:
+        if not MIN_SIDE <= min(self.size) <= max(self.size) <= MAX_SIDE:
             raise InputError(
-                f"picture size {self.size} of the shapes data; expected (H, W) of at least {MIN_SIDE} each"
+                f"picture size {self.size} of the shapes data; expected (H, W) from {MIN_SIDE} to {MAX_SIDE} each"
             )
 
     def describe(self, index: int) -> Scene:

@@ -153,14 +153,14 @@ def _pattern(
 ) -> UInt8[np.ndarray, "h4 w4"]:
     """The part of `inside` that stripes or dots cover."""
     period = max(3 * _FINE, round((0.5 if texture == "striped" else 0.56) * radius * _FINE))
-    x = np.arange(inside.shape[1], dtype=np.int16) - round(centre[0] * _FINE)
-    y = (np.arange(inside.shape[0], dtype=np.int16) - round(centre[1] * _FINE))[:, None]
+    x = np.arange(inside.shape[1], dtype=np.int32) - round(centre[0] * _FINE)
+    y = (np.arange(inside.shape[0], dtype=np.int32) - round(centre[1] * _FINE))[:, None]
     if texture == "striped":
         a, b = dice.pick(((0, 4), (4, 0), (3, 3), (3, -3)))
         phase = (np.arange(8 * (x.size + y.size)) % (4 * period) < 2 * period).view(np.uint8)
         return inside * phase[a * x + b * y + 4 * (x.size + y.size)]
     # Squared distances to the nearest dot's centre, along each axis.
-    x, y = ((side + period // 2) % period - period // 2 for side in (x.astype(np.int32), y.astype(np.int32)))
+    x, y = ((side + period // 2) % period - period // 2 for side in (x, y))
     return inside * (x * x + y * y < period * period // 10).view(np.uint8)
 
 

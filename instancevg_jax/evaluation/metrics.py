@@ -32,7 +32,7 @@ from jaxtyping import Bool, Float, Int
 
 from instancevg_jax import boxes as box_ops
 from instancevg_jax.answers.postprocess import resize_mask
-from instancevg_jax.errors import InputError
+from instancevg_jax.errors import InputError, first_line
 from instancevg_jax.types import Predictions, Targets
 
 
@@ -71,11 +71,11 @@ class Answer:
     points_xy: Any = field(default_factory=lambda: np.zeros((0, 2)))  # [P, 2], all selected points
 
     def __post_init__(self) -> None:
-        boxes, scores = _boxes(self.boxes_xyxy, "the predicted boxes"), _numbers(self.scores, "the scores")
-        if scores.shape != (len(boxes),) or not np.isfinite(scores).all():
-            raise InputError(f"the scores have shape {scores.shape}; expected [{len(boxes)}], one per predicted box")
-        points = _numbers(self.points_xy, "the points").reshape(-1, 2)
-        for name, value in (("boxes_xyxy", boxes), ("scores", scores), ("points_xy", points)):
+        boxes, points = _boxes(self.boxes_xyxy, "the predicted boxes"), _numbers(self.points_xy, "the points")
+        if points.size % 2 or points.ndim > 2:
+            raise InputError(f"the points have shape {points.shape}; expected [P, 2], x and y in pixels")
+        scores = checked_scores(self.scores, len(boxes))
+        for name, value in (("boxes_xyxy", boxes), ("scores", scores), ("points_xy", points.reshape(-1, 2))):
             object.__setattr__(self, name, value)
         object.__setattr__(self, "mask", _mask(self.mask, "the predicted mask"))
 
@@ -89,17 +89,43 @@ class Truth:
     empty: bool  # the sentence has no target
 
     def __post_init__(self) -> None:
+        if not isinstance(self.empty, bool | np.bool_):
+            raise InputError(f"empty is {self.empty!r}; expected True or False")
         object.__setattr__(self, "boxes_xyxy", _boxes(self.boxes_xyxy, "the true boxes"))
+        if self.empty and len(self.boxes_xyxy):
+            raise InputError("empty is True, but there are true boxes; expected none")
         object.__setattr__(self, "mask", _mask(self.mask, "the true mask"))
 
 
 def _numbers(values: Any, what: str) -> np.ndarray:
     """An array of floats; float arrays keep their dtype."""
+    array = _array(values, what)
+    if np.issubdtype(array.dtype, np.floating):
+        return array
     try:
-        array = np.asarray(values)
-        return array if np.issubdtype(array.dtype, np.floating) else array.astype(np.float64)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{what} are not numbers in rows of equal length") from error
+        if array.dtype.kind not in "bc":
+            return array.astype(np.float64)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise InputError(f"{what} are not numbers in rows of equal length, such as {array.ravel()[0]!r}")
+
+
+def _array(values: Any, what: str) -> np.ndarray:
+    try:
+        return np.asarray(values)
+    except Exception as error:  # tensors of other libraries raise their own, on another device for example
+        raise InputError(f"{what} cannot be made an array, rows of equal length ({first_line(error)})") from error
+
+
+def checked_scores(values: Any, count: int) -> Float[np.ndarray, " N"]:
+    """`count` scores as floats. Raises InputError unless they are numbers from 0 to 1."""
+    scores = _numbers(values, "the scores") if values is not None else np.ones(())
+    if scores.shape != (count,):
+        raise InputError(f"the scores have shape {scores.shape}; expected [{count}], one per predicted box")
+    if not ((scores >= 0) & (scores <= 1)).all():
+        wrong = scores[~((scores >= 0) & (scores <= 1))][0]
+        raise InputError(f"the scores include {wrong:g}; expected 0 to 1, as the score threshold is")
+    return scores
 
 
 def _boxes(values: Any, what: str) -> Float[np.ndarray, "N 4"]:
@@ -117,9 +143,9 @@ def _boxes(values: Any, what: str) -> Float[np.ndarray, "N 4"]:
 
 
 def _mask(values: Any, what: str) -> Bool[np.ndarray, "H W"]:
-    mask = np.asarray(values)
-    if mask.ndim != 2:
-        raise InputError(f"{what} has shape {mask.shape}; expected [H, W]")
+    mask = _array(values, what)
+    if mask.ndim != 2 or not mask.size:
+        raise InputError(f"{what} has shape {mask.shape}; expected [H, W], not empty")
     if mask.dtype == bool:
         return mask
     levels = np.unique(mask)
@@ -174,18 +200,27 @@ class Metrics:
         protocol: str = "official",
         rows: Mapping[int, Row] = MappingProxyType({}),
     ):
-        if task not in TASKS:
+        if task not in list(TASKS):  # an unhashable task too
             raise InputError(f"eval.task is {task!r}; expected one of {', '.join(TASKS)}")
         if protocol not in ("official", "strict"):
             raise InputError(f"protocol is {protocol!r}; expected official or strict")
+        if not isinstance(score_threshold, float | int | np.number) or not 0 <= score_threshold <= 1:
+            raise InputError(f"the score threshold is {score_threshold!r}; expected a number from 0 to 1")
         self.task, self.score_threshold, self.protocol = task, score_threshold, protocol
         self.rows = dict(rows)
 
     def update(self, answer: Answer, truth: Truth, record: int, group: int = -1) -> Row:
         """Measure a record, and keep and return its row. An earlier row of that record is replaced.
 
-        Raises InputError where the masks of answer and truth have different shapes.
+        Raises InputError where the masks of answer and truth have different shapes, and for arguments of other types.
         """
+        if not isinstance(answer, Answer) or not isinstance(truth, Truth):
+            raise InputError(
+                f"found {type(answer).__name__} and {type(truth).__name__}; expected an Answer and a Truth"
+            )
+        for name, number in (("record", record), ("group", group)):
+            if not isinstance(number, int | np.integer):
+                raise InputError(f"{name} is {number!r}; expected a whole number")
         row = measure(answer, truth, self.score_threshold, self.protocol)._replace(record=record, group=group)
         self.rows[record] = row
         return row

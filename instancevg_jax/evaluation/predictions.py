@@ -5,7 +5,6 @@ object per predicted box; records without an entry are answered with nothing the
 """
 
 import itertools
-import json
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,12 +14,14 @@ import numpy as np
 from jaxtyping import Bool
 
 from data_pipelines import masks
+from data_pipelines.annotations.source import AnnotationFile, parse_json
 from data_pipelines.annotations.values import segmentation
+from data_pipelines.checking.conventions import is_normalized
 from data_pipelines.splits import Split
 from instancevg_jax.config import Config
-from instancevg_jax.errors import InputError, first_line
+from instancevg_jax.errors import InputError
 from instancevg_jax.evaluation.evaluator import Evaluation
-from instancevg_jax.evaluation.metrics import TASKS, Answer, Metrics, Row, Truth, measure
+from instancevg_jax.evaluation.metrics import TASKS, Answer, Metrics, Row, Truth, checked_scores, measure
 
 KEYS = ("record", "record_id", "boxes", "scores", "masks", "mask", "no_target")
 RULE = "predictions"  # in place of a no-target rule, which the model that wrote the file has applied
@@ -47,13 +48,18 @@ def score_predictions(path: Path, config: Config, split: str, source: Split) -> 
     settings = config.eval
     numbers = {source.describe(record).id: record for record in range(len(source))}
     metrics = Metrics(settings.task, settings.score_threshold, settings.protocol)
-    complete = True
+    complete, in_pixels, boxed = True, False, False
     for record, prediction, whole in _read(path, numbers):
         if record in metrics.rows:
             raise InputError(f"{prediction.where}: a second prediction for record {record}; expected one per record")
         row = _measure(prediction, source, record, config)
         metrics.rows[record] = row._replace(record=record, group=source.group(record))
         complete &= whole
+        for box in prediction.boxes or []:
+            boxed = True
+            in_pixels = in_pixels or not is_normalized(map(float, box), source.truth(record)[1].shape)
+    if boxed and not in_pixels:
+        raise InputError(f"{path}: all boxes look normalized to 0..1; expected pixels of the pictures")
     missing = [record for record in range(len(source)) if record not in metrics.rows]
     if missing and complete and metrics.rows:
         name = source.describe(missing[0]).id
@@ -87,26 +93,21 @@ def _read(path: Path, numbers: Mapping[str, int]) -> Iterator[tuple[int, Predict
 
 def _objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The JSON objects of the file with their places in it. JSON lines are read one at a time."""
+    file = AnnotationFile(path)
     try:
-        with path.open(encoding="utf-8-sig") as file:
-            start = file.read(1)
-            file.seek(0)
-            if start == "[":
-                entries = ((f"{path}: entry {i}", entry) for i, entry in enumerate(json.load(file)))
-            else:
-                entries = ((f"{path}:{i}", json.loads(line)) for i, line in enumerate(file, 1) if line.strip())
-            for where, entry in entries:
-                if not isinstance(entry, dict):
-                    raise InputError(f"{where}: expected a JSON object per prediction")
-                yield where, entry
-    except OSError as error:
-        raise InputError(f"--predictions {path}: cannot be read ({error.strerror})") from error
-    except InputError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise InputError(
-            f"--predictions {path}: expected a JSON list or one JSON object per line ({first_line(error)})"
-        ) from error
+        first = next(file.lines(), (1, b""))[1].removeprefix(b"\xef\xbb\xbf").lstrip()
+        if first.startswith(b"["):
+            entries = ((f"{path}: entry {i}", entry) for i, entry in enumerate(file.load_json()))
+        else:
+            entries = ((f"{path}:{i}", parse_json(line, f"line {i}")) for i, line in file.lines())
+        for where, entry in entries:
+            if not isinstance(entry, dict):
+                raise InputError(f"{where}: expected a JSON object per prediction")
+            yield where, entry
+    except InputError as error:
+        known = "" if str(path) in str(error) else f"{path}: "
+        expected = "; expected a JSON list or one JSON object per line" if "not valid JSON" in str(error) else ""
+        raise InputError(f"--predictions {known}{error}{expected}") from error
 
 
 def _record(where: str, entry: dict[str, Any], numbers: Mapping[str, int]) -> int:
@@ -179,15 +180,7 @@ def _measure(prediction: Prediction, source: Split, record: int, config: Config)
 def _scores(prediction: Prediction) -> np.ndarray:
     """One score per box or mask; 1 if the file has no scores."""
     count = len(prediction.boxes if prediction.boxes is not None else prediction.masks or [])
-    if prediction.scores is None:
-        return np.ones(count)
-    try:
-        scores = np.array(prediction.scores, np.float64)
-    except (TypeError, ValueError):
-        scores = np.full(count, np.nan)
-    if scores.shape != (count,) or not np.isfinite(scores).all():
-        raise InputError(f"scores are {prediction.scores!r}; expected {count} numbers, one per box")
-    return scores
+    return np.ones(count) if prediction.scores is None else checked_scores(prediction.scores, count)
 
 
 def _merged(

@@ -35,12 +35,15 @@ class Tokenizer:
     def from_file(cls, path: str | Path) -> "Tokenizer":
         """Read a `.spm` file. Raises InputError if it is missing, truncated, or not in BEiT-3's layout."""
         path = Path(path)
-        if not path.is_file():
-            raise InputError(f"{path}: no such file; expected a sentencepiece model")
         try:
+            if not path.is_file():
+                what = "is no file" if path.exists() else "no such file"
+                raise InputError(f"{path}: {what}; expected a sentencepiece model")
             data = path.read_bytes()
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+        if data.startswith(b"version https://git-lfs"):
+            raise InputError(f"{path}: a Git LFS pointer; run 'git lfs pull' to download the sentencepiece model")
         tokenizer = cls.from_bytes(data, str(path))
         if _LAST_FIELDS - _fields(data):
             raise InputError(f"{path}: a truncated sentencepiece model, cut after {tokenizer.vocab_size - 2} pieces")

@@ -10,7 +10,7 @@ import io
 import pickletools
 import struct
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, BinaryIO
 
 from instancevg_jax.errors import InputError
@@ -57,14 +57,7 @@ def load(
     Raises:
         InputError: the pickle is damaged, contains anything other than data, or is too large.
     """
-    machine = _Machine(PLAIN | dict(constructors or {}), LOWER_CASE_TYPES | names, persistent)
-    try:
-        with warnings.catch_warnings(action="ignore"):  # about odd escapes in strings of Python 2
-            value = machine.run(stream)
-    except Malformed as error:
-        raise InputError(f"{source}: {error}; nothing was run") from error
-    except (ValueError, struct.error, OverflowError, IndexError) as error:
-        raise InputError(f"{source}: not a readable pickle, or a damaged one ({shown(error)})") from error
+    value = _run(_Machine(PLAIN | dict(constructors or {}), LOWER_CASE_TYPES | names, persistent), stream, source)
     _check_nesting(value, source)
     return value
 
@@ -74,12 +67,26 @@ def load_tree(data: bytes, source: str) -> Any:
 
     Raises InputError as `load` does.
     """
-    value = load(io.BytesIO(data), source)
-    _check_items(value, source)
+    machine = _Machine(PLAIN, LOWER_CASE_TYPES, None)
+    value = _run(machine, io.BytesIO(data), source)
+    _check_nesting(value, source)
+    if machine.shared:
+        _check_items(value, source)
     return value
 
 
+def _run(machine: "_Machine", stream: BinaryIO, source: str) -> Any:
+    try:
+        with warnings.catch_warnings(action="ignore"):  # about odd escapes in strings of Python 2
+            return machine.run(stream)
+    except Malformed as error:
+        raise InputError(f"{source}: {error}; nothing was run") from error
+    except (ValueError, struct.error, OverflowError, IndexError) as error:
+        raise InputError(f"{source}: not a readable pickle, or a damaged one ({shown(error)})") from error
+
+
 CONTAINERS = (list, tuple, dict, set, Inert)
+_LEAVES = frozenset({str, int, float, bool, type(None)})
 
 
 def _check_nesting(value: Any, source: str) -> None:
@@ -89,9 +96,10 @@ def _check_nesting(value: Any, source: str) -> None:
     for _ in range(MAX_NESTING):
         below = []
         for item in level:
-            if isinstance(item, CONTAINERS) and id(item) not in seen:
+            children = _children(item)
+            if not _LEAVES.issuperset(map(type, children)) and id(item) not in seen:
                 seen.add(id(item))
-                below.extend(_children(item))
+                below.extend(child for child in children if isinstance(child, CONTAINERS))
         level = below
         if not level:
             return
@@ -124,7 +132,7 @@ def _check_items(value: Any, source: str) -> None:
             raise InputError(f"{source}: more than {MAX_ITEMS} items, shared ones counted; expected plain data")
 
 
-def _children(item: Any) -> Iterable[Any]:
+def _children(item: Any) -> Collection[Any]:
     if isinstance(item, dict):
         return item.values()
     if isinstance(item, Inert):
@@ -147,25 +155,29 @@ class _Machine:
         self.stack: list[Any] = []
         self.below: list[list[Any]] = []  # the stacks under each open MARK
         self.memo: dict[int, Any] = {}
+        self.shared = False  # whether a container may be in several places, or in itself
         self.copied = 0
         self.containers = 0
 
     def run(self, stream: BinaryIO) -> Any:
+        next_byte, operation_of = stream.read, OPCODES.get
         for _ in range(MAX_OPCODES):
-            code = stream.read(1)
-            if code == b".":
-                return self.pop()
-            if code not in OPCODES:
+            code = next_byte(1)
+            operation = operation_of(code)
+            if operation is None:
+                if code == b".":
+                    return self.pop()
                 known = [opcode.name for opcode in pickletools.opcodes if opcode.code.encode("latin-1") == code]
                 if known:
                     raise Malformed(f"found the pickle operation {known[0]}, which plain data does not need")
                 raise ValueError(f"the operation {code!r} is unknown" if code else "it ends too early")
-            read, action = OPCODES[code]
-            arg = read(stream) if read else None
-            if action:
-                action(self, arg)
+            read, action = operation
+            if action is None:
+                self.stack.append(read(stream))  # pyright: ignore[reportOptionalCall]
+            elif read is None:
+                action(self, None)
             else:
-                self.push(arg)
+                action(self, read(stream))
         raise Malformed(f"found a pickle of more than {MAX_OPCODES} operations")
 
     def push(self, value: Any) -> None:
@@ -195,8 +207,7 @@ class _Machine:
         return items
 
     def top(self) -> Any:
-        self.stack.append(self.pop())
-        return self.stack[-1]
+        return self.stack[-1] if self.stack else self.pop()
 
     def mark(self, _: Any) -> None:
         self.count_container()
@@ -240,7 +251,14 @@ class _Machine:
     def get(self, index: int) -> None:
         if index not in self.memo:
             raise Malformed(f"found a reference to the value {index}, which does not exist")
-        self.push(self.memo[index])
+        value = self.memo[index]
+        if type(value) not in _LEAVES:
+            self.shared = True
+        self.stack.append(value)
+
+    def duplicate(self, _: Any) -> None:
+        self.shared = True
+        self.stack.append(self.top())
 
     def name(self, module: Any, name: Any) -> None:
         """The only place where a name enters: a class's becomes a `Name`; any other is refused."""
@@ -312,12 +330,58 @@ def _read_text(stream: BinaryIO) -> str:
     return codecs.escape_decode(quoted[1:-1])[0].decode("latin-1")  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def _read_byte(stream: BinaryIO) -> int:
+    return stream.read(1)[0]  # IndexError at the end
+
+
+def _reader_of_int(size: int, signed: bool = False) -> Callable[[BinaryIO], int]:
+    """Reads a little-endian integer."""
+
+    def read(stream: BinaryIO) -> int:
+        data = stream.read(size)
+        if len(data) < size:
+            raise ValueError("it ends too early")
+        return int.from_bytes(data, "little", signed=signed)
+
+    return read
+
+
+def _reader_of_text(size: int) -> Callable[[BinaryIO], str]:
+    """Reads text in UTF-8 after its length, a number of `size` bytes, as pickletools does in more steps."""
+
+    def read(stream: BinaryIO) -> str:
+        length = int.from_bytes(stream.read(size), "little")
+        data = stream.read(length)
+        if len(data) < length:
+            raise ValueError("it ends too early")
+        return str(data, "utf-8", "surrogatepass")
+
+    return read
+
+
+def _read_index(stream: BinaryIO) -> int:
+    return int(stream.readline())
+
+
+_READERS: dict[
+    str, Callable[[BinaryIO], Any]
+] = {  # in place of those of pickletools: one is missing, the others are faster
+    "STRING": _read_text,
+    **dict.fromkeys(["BININT1", "BINGET", "BINPUT"], _read_byte),
+    **dict.fromkeys(["GET", "PUT"], _read_index),
+    **dict.fromkeys(["LONG_BINGET", "LONG_BINPUT"], _reader_of_int(4)),
+    "BININT": _reader_of_int(4, signed=True),
+    "BININT2": _reader_of_int(2),
+    "BINUNICODE": _reader_of_text(4),
+    "SHORT_BINUNICODE": _reader_of_text(1),
+}
 _PUSHES = (
-    "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING BINBYTES "
+    "BININT BININT1 BININT2 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING BINBYTES "
     "SHORT_BINBYTES BINBYTES8 BYTEARRAY8 UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8"
 )
 _ACTIONS: dict[str, Callable[[_Machine, Any], None] | None] = {
     **dict.fromkeys(_PUSHES.split()),
+    **dict.fromkeys(["INT", "LONG", "LONG1", "LONG4"], _Machine.push),
     "PROTO": lambda m, arg: None,
     "FRAME": lambda m, arg: None,
     "NONE": lambda m, arg: m.push(None),
@@ -330,7 +394,7 @@ _ACTIONS: dict[str, Callable[[_Machine, Any], None] | None] = {
     "MARK": _Machine.mark,
     "POP": _Machine.discard,
     "POP_MARK": _Machine.drop_marked,
-    "DUP": lambda m, arg: m.push(m.top()),
+    "DUP": _Machine.duplicate,
     "TUPLE": lambda m, arg: m.push(tuple(m.pop_mark())),
     "TUPLE1": lambda m, arg: m.push_tuple(1),
     "TUPLE2": lambda m, arg: m.push_tuple(2),
@@ -363,7 +427,7 @@ _ACTIONS: dict[str, Callable[[_Machine, Any], None] | None] = {
 # opcode -> (reader of its argument, action)
 OPCODES: dict[bytes, tuple[Callable[[BinaryIO], Any] | None, Callable[[_Machine, Any], None] | None]] = {
     opcode.code.encode("latin-1"): (
-        _read_text if opcode.name == "STRING" else opcode.arg.reader if opcode.arg else None,
+        _READERS.get(opcode.name, opcode.arg.reader if opcode.arg else None),
         _ACTIONS[opcode.name],
     )
     for opcode in pickletools.opcodes

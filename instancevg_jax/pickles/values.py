@@ -65,7 +65,9 @@ def pairs(items: list[Any]) -> dict[Any, Any]:
     """The dict of alternating keys and values."""
     if len(items) % 2:
         raise Malformed("found a dict with a key that has no value")
-    return {key(name): value for name, value in zip(items[::2], items[1::2], strict=True)}
+    return {
+        name if type(name) is str else key(name): value for name, value in zip(items[::2], items[1::2], strict=True)
+    }
 
 
 def _small(value: tuple[Any, ...], room: int) -> tuple[Any, ...]:
@@ -86,7 +88,7 @@ def _mapping(args: tuple[Any, ...]) -> dict[Any, Any]:
         case (dict() as items,):
             return dict(items)
         case (list() as listed,) if all(isinstance(p, (list, tuple)) and len(p) == 2 for p in listed):
-            return {key(name): value for name, value in listed}
+            return {name if type(name) is str else key(name): value for name, value in listed}
     raise Malformed("found an ordered dict made of something other than pairs")
 
 

@@ -76,13 +76,15 @@ def load_config(spec: str | None) -> Config:
     name, _, variant = spec.partition(":")
     path = Path(name)
     if path.suffix == ".json":
+        if variant:
+            raise InputError(f"--config {spec}: a config.json has no variants; expected {name}")
         return configs.load(path)
     module = _module_of_file(path) if path.is_file() else _module_of_name(name)
     try:
         config = module.get_config(variant) if variant else module.get_config()
     except InputError:
         raise
-    except Exception as error:  # a config file is a program, which may raise anything
+    except (Exception, SystemExit) as error:  # a config file is a program, which may raise anything
         raise _failed(name, error) from error
     if not isinstance(config, Config):
         raise InputError(f"{name}: get_config() should return an instancevg_jax.config.Config")
@@ -138,7 +140,7 @@ def _module_of_file(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except InputError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _failed(str(path), error) from error
     return module
 
@@ -148,13 +150,14 @@ def _module_of_name(name: str) -> ModuleType:
     package = importlib.import_module("configs")
     known = [module.name for module in pkgutil.iter_modules(package.__path__)]
     if name not in known:
+        found = "is a folder" if Path(name).is_dir() else "no such file"
         raise InputError(
-            f"--config {name}: no such file; expected a config file, the config.json of a run, or one of {', '.join(known)}"
+            f"--config {name}: {found}; expected a config file, the config.json of a run, or one of {', '.join(known)}"
         )
     return importlib.import_module(f"configs.{name}")
 
 
-def _failed(name: str, error: Exception) -> InputError:
+def _failed(name: str, error: BaseException) -> InputError:
     return InputError(f"{name}: the config file fails: {type(error).__name__}: {first_line(error)}")
 
 

@@ -315,6 +315,9 @@ def test_tokenizer_of_another_model_is_refused(tmp_path, monkeypatch, options):
         ("def get_config():\n    return 1 / 0", "", "the config file fails: ZeroDivisionError: division by zero"),
         ("import nothing_of_that_name", "", "ModuleNotFoundError: No module named"),
         ("raise Exception", "", "the config file fails: Exception:"),
+        ("import sys\nsys.exit(0)", "", "the config file fails: SystemExit: 0"),
+        ("def get_config():\n    raise SystemExit(3)", "", "the config file fails: SystemExit: 3"),
+        ("def get_config():\n    return get_config()", "", "the config file fails: RecursionError: maximum recursion"),
     ],
 )
 def test_config_file_that_fails(tmp_path, monkeypatch, content, variant, message):

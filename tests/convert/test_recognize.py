@@ -99,6 +99,24 @@ def test_wrappers_leave_no_trace(name, manifest):
     assert list(recognize.plain_names(wrapped)) == list(tensors)
 
 
+def test_tensors_of_a_loss_beside_the_model_are_left_out():
+    tensors = state("tiny")
+    wrapped = {f"model.{key}": value for key, value in tensors.items()} | {"criterion.weight": np.zeros(2)}
+    assert list(recognize.plain_names(wrapped)) == list(tensors)
+
+
+@pytest.mark.parametrize("names", [("student", "teacher"), ("model", "ema"), ("module.online", "module.target")])
+@pytest.mark.parametrize("manifest", ["tiny", "beit3_base_patch16_224"])
+def test_several_models_in_a_file_are_named(names, manifest):
+    tensors = state(manifest)
+    both = {f"{name}.{key}": value for name in names for key, value in tensors.items()}
+    plain = recognize.plain_names(both)
+    assert len(plain) == len(both)
+    expected = ", ".join(rf"{name.removeprefix('module.')}\." for name in names)
+    with pytest.raises(InputError, match=rf"x\.pth: holds several models, {expected}; expected the tensors of one"):
+        recognize.recognize(plain, "x.pth")
+
+
 def test_a_backbone_alone_by_any_name():
     tensors = {key: value for key, value in state("tiny").items() if key.startswith("vis_enc.")}
     for cut in ("", "vis_enc.", "vis_enc.beit3."):

@@ -221,6 +221,13 @@ def test_masks_of_other_types_are_converted(mask):
 WHOLE = np.ones((4, 4), bool)
 
 
+class OnAnotherDevice:
+    """A tensor that NumPy cannot read, as torch's on a GPU or with a gradient."""
+
+    def __array__(self, *arguments, **options):
+        raise RuntimeError("use .detach().cpu()")
+
+
 @pytest.mark.parametrize(
     ("build", "says"),
     [
@@ -231,11 +238,43 @@ WHOLE = np.ones((4, 4), bool)
             r"the predicted mask has shape \(1, 4, 4\); expected \[H, W\]",
         ),
         (lambda: Truth([[1, 2, 3]], WHOLE, False), r"the true boxes have shape \(1, 3\); expected \[N, 4\]"),
-        (lambda: Truth([[1, 2, 3, 4], [1, 2]], WHOLE, False), "the true boxes are not numbers in rows of equal length"),
+        (
+            lambda: Truth([[1, 2, 3, 4], [1, 2]], WHOLE, False),
+            "the true boxes cannot be made an array, rows of equal length",
+        ),
         (lambda: Answer([["a", 2, 3, 4]], [1], WHOLE), "the predicted boxes are not numbers"),
         (lambda: Answer([[30, 20, 10, 10]], [1], WHOLE), "expected x1, y1, x2, y2 with x1 <= x2 and y1 <= y2"),
         (lambda: Answer([[0, 0, np.nan, 1]], [1], WHOLE), "finite"),
         (lambda: Answer([[0, 0, 1, 1]], [1, 2], WHOLE), r"the scores have shape \(2,\); expected \[1\]"),
+        (lambda: Answer([[0, 0, 1, 1]], None, WHOLE), r"the scores have shape \(\); expected \[1\]"),
+        (lambda: Answer([[0, 0, 1, 1]], [90], WHOLE), "the scores include 90; expected 0 to 1"),
+        (lambda: Answer([[0, 0, 1, 1]], [np.nan], WHOLE), "the scores include nan; expected 0 to 1"),
+        (lambda: Answer([[0, 0, 1, 1]], [1], WHOLE, [[1, 2, 3]]), r"the points have shape \(1, 3\); expected \[P, 2\]"),
+        (lambda: Answer([[0, 0, 10**400, 1]], [1], WHOLE), "the predicted boxes are not numbers"),
+        (lambda: Answer(np.ones((1, 4), bool), [1], WHOLE), "the predicted boxes are not numbers"),
+        (lambda: Answer([], [], [[1, 0], [1]]), "the predicted mask cannot be made an array, rows of equal length"),
+        (
+            lambda: Answer([], [], np.zeros((0, 0))),
+            r"the predicted mask has shape \(0, 0\); expected \[H, W\], not empty",
+        ),
+        (
+            lambda: Answer([], [], OnAnotherDevice()),
+            r"the predicted mask cannot be made an array, .* \(use \.detach\(\)\.cpu\(\)\)",
+        ),
+        (lambda: Truth([], WHOLE, "no"), "empty is 'no'; expected True or False"),
+        (lambda: Truth([[0, 0, 1, 1]], WHOLE, True), "empty is True, but there are true boxes"),
+        (lambda: Metrics("gres", np.nan), "the score threshold is nan; expected a number from 0 to 1"),
+        (lambda: Metrics("gres", "0.7"), "the score threshold is '0.7'; expected a number from 0 to 1"),
+        (lambda: Metrics("gres", 70), "the score threshold is 70; expected a number from 0 to 1"),
+        (lambda: Metrics(["gres"]), "eval.task is .'gres'.; expected one of"),
+        (
+            lambda: Metrics("gres").update(([], [], WHOLE), Truth([], WHOLE, True), 0),
+            "found tuple and Truth; expected an Ans",
+        ),
+        (
+            lambda: Metrics("gres").update(Answer([], [], WHOLE), Truth([], WHOLE, True), "a"),
+            "record is 'a'; expected a whole",
+        ),
     ],
 )
 def test_what_cannot_be_converted_is_refused(build, says):

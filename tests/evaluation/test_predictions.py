@@ -1,5 +1,6 @@
 """Files of predictions: every form of the format, what is missing in them, and what is refused."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def opened(prepared, tokenizer) -> tuple[Config, Split]:
 
 def score(path: Path, opened: tuple[Config, Split], *predictions: dict, as_list: bool = False) -> Evaluation:
     text = json.dumps(predictions) if as_list else "\n".join(map(json.dumps, predictions)) + "\n\n"
-    path.write_text(text)
+    path.write_bytes(gzip.compress(text.encode("utf-16")) if as_list else text.encode("utf-8-sig"))
     return score_predictions(path, opened[0], "val", opened[1])
 
 
@@ -99,8 +100,16 @@ def test_coco_results_give_the_evaluations_numbers(tmp_path, prepared, tokenizer
         ({"record": 0, "boxes": [BOX], "no_target": True}, "no_target is true, but there are boxes"),
         ({"record": 0, "boxes": [BOX], "no_target": "no"}, "no_target is 'no'; expected true or false"),
         ({"record": 0, "boxes": BOX[0]}, "boxes is 10; expected a list"),
-        ({"record": 0, "boxes": [BOX], "scores": [1, 2]}, r"scores are \[1, 2\]; expected 1 numbers"),
-        ({"record": 0, "boxes": [BOX], "scores": ["high"]}, r"scores are \['high'\]; expected 1 numbers"),
+        (
+            {"record": 0, "boxes": [BOX], "scores": [1, 2]},
+            r"the scores have shape \(2,\); expected \[1\], one per predicted box",
+        ),
+        ({"record": 0, "boxes": [BOX], "scores": ["high"]}, r"the scores are not numbers .*'high'"),
+        ({"record": 0, "masks": [RUNS], "scores": [90]}, "the scores include 90; expected 0 to 1"),
+        (
+            {"record": 0, "boxes": [[0.2, 0.25, 0.5, 0.75]]},
+            "all boxes look normalized to 0..1; expected pixels of the pictures",
+        ),
         ({"record": 0, "boxes": [[10, 10, 5, 5]]}, "not width and height"),
         ({"record": 0, "boxes": [BOX], "masks": []}, "0 masks for 1 boxes"),
         ({"record": 0, "mask": encode_mask(MASK.T)}, "the RLE is of a picture of 40 x 60; expected 60 x 40"),
@@ -121,7 +130,8 @@ def test_what_is_refused(tmp_path, opened, prediction, says):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("{", "expected a JSON list or one JSON object per line"),
+        ("{", "the end is missing, as in an incomplete download.; expected a JSON list or one JSON object per line"),
+        ("[", "expected a JSON list or one JSON object per line"),
         ("[1]", "entry 0: expected a JSON object per prediction"),
         ('{"record": 0, "no_target": true}\n{"record": 0, "no_target": true}', "2: a second prediction for record 0"),
     ],

@@ -80,6 +80,16 @@ def test_an_older_config_json_keeps_its_meaning(tmp_path):
         (["--config=configs/nothing.py"], "--config configs/nothing.py: no such file; expected .* grefcoco, refcoco"),
         (["--config=grefcoc"], "--config grefcoc: no such file"),
         (["--config=absent.json"], "absent.json: no such file"),
+        (
+            ["--config=absent.json:large"],
+            "--config absent.json:large: a config.json has no variants; expected absent.json",
+        ),
+        (["--config=configs"], "--config configs: is a folder; expected a config file"),
+        (["--config=shapes", "--config.train.seed=4294967296"], "train.seed is 4294967296; expected 0 to 4294967295"),
+        (
+            ["--config=shapes", "--config.train.num_epochs=9999999999999999999999"],
+            "train.num_epochs is 9999999999999999999999; expected 0",
+        ),
         (["--config=refcoco:huge"], "no variant 'huge'; expected none or one of base, large, unc"),
         (
             ["--config=shapes", "--config.train.num_step=3"],
@@ -94,7 +104,7 @@ def test_an_older_config_json_keeps_its_meaning(tmp_path):
         (["--config=shapes", "--config.optim.decay_epochs=4,x"], r"optim.decay_epochs\[0\] is '4'; expected int"),
         (["--config=shapes", "--config.optim.eps=nan"], "optim.eps is nan; expected a finite number"),
         (["--config=shapes", "--steps=many"], "argument --steps: invalid int value: 'many'"),
-        (["--config=shapes", "--config.train.seed=-1"], "train.seed is -1; expected at least 0"),
+        (["--config=shapes", "--config.train.seed=-1"], "train.seed is -1; expected 0 to 4294967295"),
         (["--config=shapes", "--stesp=3"], "unknown option --stesp; did you mean --steps?"),
         (["--config=shapes", "more"], "unexpected argument 'more'"),
     ],

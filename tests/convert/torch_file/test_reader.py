@@ -131,6 +131,11 @@ def test_values_outlive_the_name_of_the_file(tmp_path):
         (b"\n<!DOCTYPE html>", "a web page, not the file; take the download link"),
         (b"\x1f\x8b\x08", "a gzip file; unpack it"),
         (b"version https://git-lfs.github.com/spec/v1\n", "a git-lfs pointer"),
+        (
+            b'{\n  "metadata": {}, "weight_map": {}}',
+            "JSON, such as a config or the index of several files, not weights",
+        ),
+        (b"GGUF\3\0\0\0" + b"\1" * 16, "a GGUF file, whose weights are quantized"),
         (b"\0" * 257 + b"ustar" + b"\0" * 300, "a tar file"),
         (pickle.dumps({"a": 1}, protocol=2), "a pickle, but not torch's"),
     ],
@@ -153,6 +158,22 @@ def test_an_unpacked_archive(tmp_path, name, given):
     expected, found = read(DATA / f"{name}.pth"), read(tmp_path / "unpacked" / given)
     assert found.keys() == expected.keys()
     assert all(np.array_equal(found[key].numpy(), value.numpy()) for key, value in expected.items())
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["provenance.json", "config.json"], "a checkpoint of this project already; expected a file"),
+        ([".metadata", "__0_0.distcp"], "a sharded checkpoint .*, to be saved as one file first"),
+        (["model-00001-of-00002.safetensors", "model.safetensors.index.json"], "weights in several files"),
+        (["config.json", "pytorch_model.bin"], "a folder with pytorch_model.bin; expected a file"),
+    ],
+)
+def test_a_folder_of_weights_is_named(tmp_path, names, message):
+    for name in names:
+        (tmp_path / name).touch()
+    with pytest.raises(InputError, match=message):
+        read_checkpoint(tmp_path)
 
 
 def test_a_folder_that_is_no_archive(tmp_path):

@@ -3,6 +3,7 @@
 import base64
 import gzip
 import json
+import os
 import pickle
 import unicodedata
 from pathlib import Path
@@ -38,21 +39,37 @@ def with_mask(folder: Path, mask: Any) -> Path:
     return write(folder / "a.jsonl", LINE | {"objects": [{"box": [10, 10, 30, 30], "mask": mask}]})
 
 
-LISTS = ["a.json", "a.json.gz", "a.txt"]
+NAMES = ["a.jsonl", "a.JSONL", "a.ndjson", "a.jsonlines", "a.jsonl.gz", "a.json", "a.json.gz", "a.txt"]
+LINES = [LINE | {"id": "x"}, LINE | {"id": "y", "width": "200", "height": None, "split": None, "group": None}]
 
 
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
-    ("name", "as_list"),
-    [(n, False) for n in ("a.jsonl", "a.JSONL", "a.ndjson", "a.jsonlines", "a.jsonl.gz", *LISTS)]
-    + [(n, True) for n in LISTS],
+    "text",
+    [
+        "\n".join(map(json.dumps, LINES)),
+        "\r\n\r\n".join(map(json.dumps, LINES)) + "\r\n",
+        json.dumps(LINES),
+        json.dumps(LINES, indent=2),
+        "[" + ",\n".join(map(json.dumps, LINES)) + "]",
+    ],
+    ids=["lines", "lines of Windows", "list", "indented list", "list with a record per line"],
 )
-def test_own_records_in_files_of_any_name(tmp_path: Path, name: str, as_list: bool):
-    lines = [LINE | {"id": "x"}, LINE | {"id": "y", "width": "200", "height": None}]
-    content = (json.dumps(lines) if as_list else "\n".join(map(json.dumps, lines))).encode("utf-8-sig")
-    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
-    first, second = read(tmp_path / name)
-    assert first == RECORD
-    assert (second.id, second.width, second.height) == ("y", 0, 0)
+def test_own_records_in_files_of_any_name_and_encoding(tmp_path: Path, name: str, text: str):
+    for encoding in ("utf-8", "utf-8-sig", "utf-16", "utf-16-be", "utf-32"):
+        for compress in (bytes, gzip.compress):  # whatever the name says
+            (tmp_path / name).write_bytes(compress(text.encode(encoding)))
+            first, second = read(tmp_path / name)
+            assert first == RECORD
+            assert (second.id, second.width, second.height, second.split, second.group) == ("y", 0, 0, "train", "")
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_documents_in_files_called_json_lines(tmp_path: Path, indent: int | None):
+    for content in (LINE | {"id": "x"}, {"images": [IMAGE], "annotations": [annotation(caption="a dog", image_id=5)]}):
+        (tmp_path / "a.jsonl").write_text(json.dumps(content, indent=indent))
+        (record,) = read(tmp_path / "a.jsonl")
+        assert record.expressions == ("a dog",)
 
 
 @pytest.mark.parametrize(
@@ -61,21 +78,55 @@ def test_own_records_in_files_of_any_name(tmp_path: Path, name: str, as_list: bo
         ("a.parquet", b"PAR1....", "looks like a Parquet file; export it as JSON lines"),
         ("a.csv", b"image,sentence\n", "looks like a table; export it as JSON lines"),
         ("a.json", b"PK\x03\x04", "looks like a zip archive; unpack it"),
-        ("a.json", gzip.compress(b"{}"), "looks like a gzip file; give it a name that ends in .gz"),
-        ("a.json.gz", b"\x1f\x8b123", "damaged, or not compressed by gzip"),
-        ("a.jsonl.gz", gzip.compress(json.dumps(LINE).encode())[:-9], "damaged, or not compressed by gzip"),
-        ("a.json.gz", b"{}", "damaged, or not compressed by gzip"),
+        ("a.jsonl.bz2", b"BZh91AY", "looks like a file compressed by bzip2; decompress it"),
+        ("a.jsonl.zst", b"\x28\xb5\x2f\xfd", "looks like a file compressed by zstd; decompress it"),
+        ("a.tar.gz", gzip.compress(bytes(257) + b"ustar"), "looks like a tar archive; unpack it"),
+        ("a.json.gz", b"\x1f\x8b123", "damaged, its compressed data cannot be read"),
+        ("a.jsonl.gz", gzip.compress(json.dumps(LINE).encode())[:-9], "damaged, its compressed data cannot be read"),
+        ("a.json", b"\x89PNG\r\n", "looks like a picture; the folder of pictures is --images"),
+        ("a.db", b"SQLite format 3\0", "looks like an SQLite database"),
         ("a.txt", b"0 0.5 0.5 0.25 0.125\n1 0.5 0.5 1 1", "looks like labels of YOLO; export them as COCO"),
+        ("a.txt", b"0\t0.5\t0.5\t0.25\t0.125\r\n", "looks like labels of YOLO; export them as COCO"),
+        ("a.txt", b"3 0.1 0.1 0.2 0.1 0.2 0.2 0.1 0.2", "looks like labels of YOLO; export them as COCO"),
+        ("data.yaml", b"names:\n  - dog\n", "not valid JSON .*; it begins with 'names:"),
+        ("a.json", "caf\xe9".encode("utf-16"), "not valid JSON .*; it begins with 'café'"),
+        ("a.json", b'{"a": "caf\xe9"}', "not valid JSON in UTF-8 .*; save it as UTF-8"),
+        ("a.jsonl", '{"image": "a'.encode("utf-16")[:-1], "a.jsonl: its text cannot be read .*; save it as UTF-8"),
+        ("a.json", b'{"a": [1, 2,], "b": 1}', r"not valid JSON \((.*; a comma before a closing bracket|Illegal trailing comma)"),
+        ("a.json", b'{"a": [1] // list\n}', "not valid JSON .*; JSON has no comments"),
+        ("a.json", b"{'a': [1]}", "not valid JSON .*; single quotes, as Python prints them; json.dumps writes JSON"),
+        ("a.json", b'{"images": [{"file_name": "a', "not valid JSON .*; the end is missing, as in an incomplete download"),
+        ("a.json", b'{"images": [{"file_name": 5}', "not valid JSON .*; the end is missing, as in an incomplete download"),
+        ("a.json", b'{"a": 1}{"a": 2}', "not valid JSON .*; more than one value; JSON lines have one per line"),
         ("a.json", pickle.dumps([]), "looks like a pickle; give it a name that ends in .p"),
+        ("refs(unc).p", b'[{"ref_id": 1}]', "looks like JSON; give it a name that ends in .json"),
+        ("refs(unc).p", b"version https://git-lfs.github.com/spec/v1", "looks like a Git LFS pointer"),
+        ("refs(unc).p", b"\n<!DOCTYPE html>", "looks like XML or HTML"),
+        ("refs(unc).p", pickle.dumps([{"a": 1}])[:-3], "not a readable pickle, or a damaged one"),
         ("a.json", b"<annotation>", "looks like XML or HTML"),
         ("a.json", b"version https://git-lfs.github.com/spec/v1", "looks like a Git LFS pointer; fetch the file"),
         ("a.json", b'[{"id": 1, "conversations": []}]', r"looks like conversations .* \(LLaVA\), which is not read"),
         ("a.json", b'{"version": "5", "shapes": [], "imagePath": ""}', "looks like labelme's layout"),
         ("a.json", b'[{"image_id": 1, "category_id": 1, "bbox": [], "score": 1}]', "looks like results of a detector"),
+        ("a.json", b'{"a.png123": {"filename": "a.png", "regions": [], "file_attributes": {}}}', "looks like VGG Image Ann"),
+        ("a.json", b'{"_via_settings": {}, "_via_img_metadata": {}}', "looks like VGG Image Annotator's layout"),
+        ("a.json", b'[{"id": 1, "data": {}, "annotations": [{"result": []}]}]', "looks like Label Studio's export"),
+        ("a.json", b'{"info": {}, "categories": {}, "items": []}', "looks like Datumaro's layout"),
+        ("a.json", b'[{"image": "a.png", "annotations": [{"coordinates": {}}]}]', "looks like CreateML's layout"),
+        ("a.json", b'{"size": {"height": 4}, "objects": [{"classTitle": "a"}]}', "looks like Supervisely's layout"),
+        ("a.json", b'[{"id": 1, "regions": [{"phrase": "a dog"}]}]', "looks like Visual Genome's regions"),
+        ("a.jsonl", b'{"image": "a.png", "prefix": "detect", "suffix": "<loc>"}', "line 1 looks like prompts for a language model"),
+        ("a.jsonl", b'{"messages": [], "images": []}', "line 1 looks like conversations for instruction tuning"),
+        ("config.json", b'{"model_type": "beit"}', "looks like the config of a Hugging Face model"),
+        ("a.json", b'{"images": [], "categories": []}', "looks like COCO's layout without annotations"),
+        ("a.json", b'{"annotations": [], "categories": []}', "looks like COCO's layout without images"),
         ("a.json", b'[{"a": 1}]', "no known layout; expected a dict of splits"),
+        ("a.json", b'{"train": []}', "the file holds no record; expected at least one"),
+        ("a.json", b"[]", "no known layout"),
         ("a.jsonl", b'{"image": "a.jpg", "expressions": "a"}', r'line 1 has no "objects"; expected a list of them, \[\] where'),
-        ("a.jsonl", b'{"images": [], "annotations": []}', "line 1 is a whole COCO file; give the file a name"),
         ("a.json", b"", "the file is empty; expected annotations"),
+        ("a.jsonl", b"\xef\xbb\xbf \n\n", "the file is empty; expected annotations"),
+        ("a.json.gz", gzip.compress(b""), "the file is empty; expected annotations"),
     ],
 )  # fmt: skip
 def test_what_is_not_read_says_what_it_looks_like(tmp_path: Path, name: str, content: bytes, message: str):
@@ -87,7 +138,11 @@ def test_what_is_not_read_says_what_it_looks_like(tmp_path: Path, name: str, con
 def test_names_of_no_file(tmp_path: Path):
     with pytest.raises(InputError, match="is a folder; expected a file of annotations"):
         read(tmp_path)
-    for name in ("nowhere.json", "a" * 300, "a/" * 3000 + "b"):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(InputError, match="is no regular file; expected a file of annotations"):
+        read(tmp_path / "pipe")
+    for name in ("nowhere.json", tmp_path / "link", "a" * 300, "a/" * 3000 + "b"):
         with pytest.raises(InputError, match=r"no such file|File name too long"):
             read(name)
 
@@ -103,7 +158,11 @@ def test_names_of_no_file(tmp_path: Path):
         CODE | {"size": [str(HEIGHT), WIDTH], "counts": str(SQUARE.counts.encode())},
         [CODE],
         [CODE, CODE],
+        json.dumps(POLYGON),
+        json.dumps(CODE),
         {"size": [HEIGHT, WIDTH], "counts": [410, *[20, 20] * 19, 20, 1210]},
+        {"size": [HEIGHT, WIDTH], "counts": str([410.0, *[20, 20] * 19, 20, 1210])},
+        [[*POLYGON[0], *POLYGON[0][:2]]],  # closed
     ],
 )
 def test_forms_of_masks(tmp_path: Path, mask: Any):
@@ -127,7 +186,10 @@ def test_a_list_of_rles_is_their_union(tmp_path: Path):
         "ann_id": np.int32(1),
         "sentences": [{"raw": "a dog", "sent_id": 1}],
     }
-    (tmp_path / "refs(unc).p").write_bytes(pickle.dumps([reference]))
+    for protocol in range(6):
+        for content in ([reference], (reference,)):
+            (tmp_path / "refs(unc).p").write_bytes(pickle.dumps(content, protocol))
+            assert len(read(tmp_path / "refs(unc).p")) == 1
     (record,) = read(tmp_path / "refs(unc).p")
     union = record.instances[0].segmentation
     assert isinstance(union, RLE)
@@ -139,7 +201,12 @@ def test_a_list_of_rles_is_their_union(tmp_path: Path):
     [
         ([[[10, 10], [30, 10], [30, 30]]], r"mask\[0\] is made of points, \[10, 10\]; expected a flat list x, y, x, y"),
         ([[{"x": 1, "y": 2}]], r"mask\[0\] is made of points"),
-        ([{"x": 1, "y": 2}], r"mask\[0\].size is missing or null; expected \[height, width\]"),
+        ([{"x": 1, "y": 2}], r"mask\[0\] is made of points, {'x': 1, 'y': 2}; expected a flat list x, y, x, y"),
+        ([{"a": 1}], r"mask\[0\].size is missing or null; expected \[height, width\]"),
+        ("410 20 430 20", "mask is '410 20 430 20', which looks like pairs of start and length; expected COCO's RLE"),
+        ([[0] * 60, *[[0, 255] * 30] * 9], "mask looks like a bitmap or normalized coordinates"),
+        ([[False, True]] * 3, "mask looks like a bitmap or normalized coordinates"),
+        (["10,10,30,10,30,30"], r"a coordinate of .*mask\[0\] is '10,10,30,10,30,30'; expected a number"),
         ([CODE, CODE | {"size": [WIDTH, HEIGHT]}], "the RLE is of a picture of 40 x 60; expected 60 x 40"),
         ([CODE, [1, 2]], r"mask\[1\] is \[1, 2\]; expected an RLE"),
         (CODE | {"size": [2**32, 1]}, "mask: a size of 1 x 4294967296 pixels; expected at least 1 x 1 and at most"),
@@ -151,7 +218,7 @@ def test_a_list_of_rles_is_their_union(tmp_path: Path):
         ([[1, 2, 3, 1e6, 5, 6]], r"a coordinate of .*mask\[0\] is 1000000.0; expected at most 100,000 pixels"),
         (
             [[0, 1, 1, 0], [0, 1, 1, 0]],
-            r"mask holds only 0 and 1, like a bitmap or normalized coordinates; expected polygons",
+            r"mask looks like a bitmap or normalized coordinates; expected polygons",
         ),
         ({}, r"mask.size is missing or null; expected \[height, width\]"),
         ("masks/none.png", "is 'masks/none.png', taken for the file of a mask, which does not exist; expected it in"),
@@ -193,7 +260,7 @@ def test_masks_that_are_pictures(tmp_path: Path):
             path.unlink()
     Image.fromarray(square + np.eye(HEIGHT, WIDTH, dtype=np.uint8)).save(tmp_path / "two.png")
     with pytest.raises(
-        InputError, match=r"the mask two.png has several values besides 0; expected one object per file"
+        InputError, match=r"the mask two.png has several values besides 0, such as 1 and 2; expected one object"
     ):
         read(with_mask(tmp_path, "two.png"))
 
@@ -246,6 +313,9 @@ ACCENT = "caf\u00e9 \u212b.png"
         ("A b.png ", "a b.png"),
         ("COCO_train2014_000000000309_1161269.jpg", "000000000309.jpg"),
         ("a.jpg", "a.JPG"),
+        ("img_1.png", "IMG_1.png"),
+        ("Sub\\IMG.PNG", "sub/img.png"),
+        ("data/img/sub/a.png", "sub/a.png"),
         ("a.jpeg", "a.jpg"),
         ("COCO_train2014_000000000009.jpg", "000000000009.jpg"),
         ("COCO_val2014_000000000009.jpg", "train2017/000000000009.jpg"),
@@ -256,10 +326,11 @@ ACCENT = "caf\u00e9 \u212b.png"
     ],
 )
 def test_pictures_are_found_under_other_spellings(tmp_path: Path, stated: str, there: str):
-    (tmp_path / "img" / there).parent.mkdir(parents=True, exist_ok=True)
-    (tmp_path / "img" / there).touch()
+    images = tmp_path / "data" / "img"
+    (images / there).parent.mkdir(parents=True, exist_ok=True)
+    (images / there).touch()
     problems = Problems()
-    (record,) = read(write(tmp_path / "a.jsonl", LINE | {"image": stated}), problems, images=tmp_path / "img")
+    (record,) = read(write(tmp_path / "a.jsonl", LINE | {"image": stated}), problems, images=images)
     assert record.picture == there
     assert problems.notes == [Problem(stated, f"picture found as {there}")]
     (record,) = read(tmp_path / "a.jsonl")
@@ -271,7 +342,9 @@ def test_pictures_that_exist_or_exist_nowhere_keep_their_names(tmp_path: Path):
     for name in ("a\\b.png", "b.png"):
         (tmp_path / "img" / name).touch()
     problems = Problems()
-    for stated in ("a\\b.png", "c.png", "%2e%2e/a.jsonl"):
+    for name in ("D.png", "d.PNG"):  # either may be meant
+        (tmp_path / "img" / name).touch()
+    for stated in ("a\\b.png", "c.png", "%2e%2e/a.jsonl", "d.png"):
         (record,) = read(write(tmp_path / "a.jsonl", LINE | {"image": stated}), problems, images=tmp_path / "img")
         assert record.picture == stated
     assert not problems.notes

@@ -1,5 +1,6 @@
 """Boxes in another convention are a fault that names it, with and without a mask to compare them with."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,43 @@ def test_boxes_alone(tmp_path: Path, large: Path, check: Check, convention: str,
     assert found.fixed == []
 
 
+@pytest.mark.parametrize(
+    "box", [[30, 30, 30, 50], [300, 200, 250, 150], [500, 5, 700, 20], [5, 5, 700, 300], [10, 300, 30, 500]]
+)
+def test_a_single_bad_box_is_no_convention(tmp_path: Path, large: Path, check: Check, box: list[int]):
+    x1, y1, x2, y2 = box
+    paths = [write_lines(tmp_path / "own.jsonl", own(box=box))]
+    if x2 > x1:
+        images = [{"id": 1, "file_name": "1.jpg"}]
+        annotations = [{"image_id": 1, "caption": "a dog", "bbox": [x1, y1, x2 - x1, y2 - y1]}]
+        paths.append(tmp_path / "coco.json")
+        paths[1].write_text(json.dumps({"images": images, "annotations": annotations}))
+    for path in paths:
+        found = check(path, large)
+        assert found.kinds - {"box without mask"} <= {
+            "empty box",
+            "box far outside the picture",
+            "box in another convention",
+        }
+        for entry in found.listed:
+            assert ("look like" in entry["value"]) == (entry["fault"] == "box in another convention")
+        assert found.fixed == []
+
+
+def test_percents_alone(tmp_path: Path, large: Path, check: Check):
+    percents = [own(text=f"object {i}", box=[9 * i, 8 * i, 9 * i + 20, 8 * i + 30]) for i in range(9)]
+    found = check(write_lines(tmp_path / "own.jsonl", *percents), large)
+    assert {e["value"].rpartition("look like ")[2] for e in found.listed if e["level"] == "fault"} == {
+        "normalized to 0..100"
+    }
+    small = [entry | {"image": "small.jpg"} for entry in percents[5:]]
+    found = check(write_lines(tmp_path / "own.jsonl", *small), large)
+    assert {e["value"].rpartition("look like ")[2] for e in found.listed if e["level"] == "fault"} == {
+        "normalized to 0..100"
+    }
+    assert found.fixed == []
+
+
 @pytest.mark.parametrize("num", [1, 2, 8, 40])
 def test_right_boxes_alone_are_not_suspected(tmp_path: Path, large: Path, check: Check, num: int):
     entries = [own(text=f"object {i}", box=box) for i, box in enumerate(boxes(num))]
@@ -61,11 +99,12 @@ def test_a_few_boxes_that_fit_both_ways_are_left(tmp_path: Path, large: Path, ch
     suspect = next(entry for entry in found.listed if entry["fault"] == "box perhaps in another convention")
     assert suspect["value"].endswith("look like [x, y, width, height]")
     assert (found.status, len(found.fixed)) == (1, 1)
+    annotation = {"image_id": 1, "caption": "a dog", "bbox": [180, 120, 63, 83]}
+    path.write_text(json.dumps({"images": [{"id": 1, "file_name": "1.jpg"}], "annotations": [annotation]}))
+    assert check(path, large).kinds == {"box without mask"}  # COCO's boxes have width and height
 
 
 def test_corners_in_coco_are_found(tmp_path: Path, large: Path, check: Check):
-    import json
-
     images = [{"id": 1, "file_name": "1.jpg", "width": 600, "height": 400}]
     annotations = [
         {"id": i, "image_id": 1, "caption": f"object {i}", "bbox": box, "segmentation": []}

@@ -233,6 +233,25 @@ def test_names_are_checked(tmp_path: Path, images: Path, file: Path):
         prepare("custom", [file], images, tmp_path / "out2")
 
 
+@pytest.mark.parametrize(
+    ("box", "cause"),
+    [
+        ([0.1, 0.2, 0.5, 0.75], "normalized to 0..1, such as in record 1"),
+        ([20, 20, 9, 9], "[x, y, width, height]"),
+        ([10, 20, 90, 95], "normalized to 0..100"),
+        ([1, 2, 30, 30], ""),
+    ],
+)
+def test_boxes_in_another_convention_are_warned_of(tmp_path: Path, images: Path, capsys, box: list, cause: str):
+    line = {"id": 1, "image": "1.jpg", "expressions": "a dog", "objects": [{"box": box}]}
+    (tmp_path / "own.jsonl").write_text(json.dumps(line))
+    prepare("custom", [tmp_path / "own.jsonl"], images, tmp_path / "out")
+    warnings = [text for text in capsys.readouterr().err.splitlines() if text.startswith("warning: ")]
+    assert warnings == (
+        [f"warning: boxes without a mask look like {cause}; data_pipelines.check lists them"] * bool(cause)
+    )
+
+
 def test_tensorflow_stays_out():
     code = "import sys, data_pipelines.prepared.sources; sys.exit('tensorflow' in sys.modules)"
     root = Path(__file__).parents[3]

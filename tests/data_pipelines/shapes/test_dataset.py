@@ -164,6 +164,14 @@ def test_bad_input() -> None:
         ShapesDataset("training")
     with pytest.raises(InputError, match=r"size \(16, 96\)"):
         ShapesDataset("train", size=(16, 96))
+    with pytest.raises(InputError, match=r"size \(96, 30000\).*from 32 to 4096"):
+        ShapesDataset("train", size=(96, 30000))
+
+
+def test_large_pictures_show_the_scene_of_small_ones() -> None:
+    small, large = (ShapesDataset("test", size=(n, n))[3] for n in (64, 1280))
+    assert np.abs(small.boxes_xyxy * 20 - large.boxes_xyxy).max() <= 30  # a pixel and a half of the small one
+    assert np.abs(small.image.mean((0, 1)) - large.image.mean((0, 1))).max() < 6
 
 
 def giou(guesses: Sequence[Guess], scenes: Sequence[DrawnScene]) -> float:
