@@ -11,29 +11,29 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from instancevg_jax import checkpoint
 from instancevg_jax.config import Config
 from instancevg_jax.errors import InputError, run_command
-from instancevg_jax.evaluation import drawing, outputs, report
-from instancevg_jax.evaluation.measured import Measured, Wanted, measure, measure_predictions
 from instancevg_jax.files import check_writable
-from instancevg_jax.runtime import command_line, sharding
-from instancevg_jax.runtime.compilation import keep_compiled_programs
+from instancevg_jax.runtime import command_line
+
+if TYPE_CHECKING:
+    from instancevg_jax.evaluation.measured import Measured
 
 OPTIONS = {
-    "checkpoint": (None, "checkpoint directory, or the directory of a training run"),
-    "compare": (None, "a second checkpoint, measured on the same data and shown next to the first one"),
+    "checkpoint": (None, "checkpoint directory, run folder, official weights file, or name of known weights"),
+    "compare": (None, "a second model, measured on the same data and shown next to the first one"),
     "predictions": (None, "score this file of predictions instead of a model; docs/evaluation.md describes the format"),
     "output": (None, "directory for metrics.json and report.html"),
     "draw": (None, "draw answers next to the truth into OUTPUT/drawn/SPLIT: all, or failures only"),
-    "distributed": sharding.DISTRIBUTED_OPTION,
+    "distributed": command_line.DISTRIBUTED_OPTION,
 }
 SWITCHES = {
     "sweep": "measure F1, N_acc, T_acc and gIoU at other score thresholds too, in the same pass",
     "coco": "write the answers to OUTPUT/predictions_SPLIT.json in COCO's results format",
 }
+DRAW = ("all", "failures")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -43,6 +43,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     with_config = [f"--config={settings}", *argv] if settings and command_line.option(argv, "config") is None else argv
     config, values = command_line.parse(with_config, __doc__ or "", OPTIONS, ("config",), SWITCHES)
     _check_options(config, values)
+
+    from instancevg_jax.evaluation import outputs, report
+    from instancevg_jax.runtime import sharding
+    from instancevg_jax.runtime.compilation import keep_compiled_programs
+
     sharding.join_processes(str(values["distributed"] or ""))
     keep_compiled_programs()
     output = Path(str(values["output"])) if values["output"] else None
@@ -63,38 +68,45 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"report: {output / 'report.html'}")
 
 
-def _measure(argv: Sequence[str], config: Config, values: dict[str, Any], output: Path | None) -> list[Measured]:
+def _measure(argv: Sequence[str], config: Config, values: dict[str, Any], output: Path | None) -> "list[Measured]":
     """The checkpoint, followed by the one to compare it with; or the file of predictions."""
+    from instancevg_jax.answers.predictor import checkpoint_directory
+    from instancevg_jax.evaluation.measured import Wanted, measure, measure_predictions
+
     if values["predictions"]:
         return [measure_predictions(Path(values["predictions"]), config)]
     overridden = re.findall(r"^--?config\.model\.(\w+)", "\n".join(argv), re.M)
     wanted = Wanted(output=output, sweep=values["sweep"], coco=values["coco"], draw=values["draw"])
+    other = (
+        checkpoint_directory(values["compare"]) if values["compare"] else None
+    )  # before hours are spent on the first
     models = [measure(values["checkpoint"], config, overridden, wanted)]
-    if values["compare"]:
-        models.append(measure(values["compare"], config))
-    return models
+    return [*models, measure(other, config)] if other else models
 
 
 def _stored_config(argv: Sequence[str]) -> Path | None:
     """The checkpoint's own configuration, if a checkpoint is given."""
-    directory = command_line.option(argv, "checkpoint")
-    return None if directory is None else checkpoint.find_checkpoint(directory) / checkpoint.CONFIG
+    source = command_line.option(argv, "checkpoint")
+    if source is None:
+        return None
+    from instancevg_jax import checkpoint
+    from instancevg_jax.answers.predictor import checkpoint_directory
+
+    return checkpoint_directory(source) / checkpoint.CONFIG
 
 
 def _check_options(config: Config, values: dict[str, Any]) -> None:
     for name in ("coco", "draw"):
         if values[name] and not values["output"]:
             raise InputError(f"--{name} writes into the directory of --output; expected that too")
-    if values["draw"] not in (None, *drawing.CHOICES):
-        raise InputError(f"--draw is {values['draw']!r}; expected one of {', '.join(drawing.CHOICES)}")
+    if values["draw"] not in (None, *DRAW):
+        raise InputError(f"--draw is {values['draw']!r}; expected one of {', '.join(DRAW)}")
     if not config.data.eval_splits:
         raise InputError("data.eval_splits is empty; expected at least one split")
     if not values["checkpoint"] and not values["predictions"]:
         raise InputError("--checkpoint is required, unless --predictions is given; see --help")
     if values["predictions"] and any(values[name] for name in ("checkpoint", "compare", "coco", "draw", "sweep")):
         raise InputError("--predictions cannot be combined with --checkpoint, --compare, --coco, --draw or --sweep")
-    if values["compare"]:
-        checkpoint.find_checkpoint(values["compare"])
 
 
 if __name__ == "__main__":

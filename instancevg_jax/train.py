@@ -18,29 +18,24 @@ that is killed loses the work since its last saved state, at most one epoch by d
     bad_steps.jsonl             steps that were skipped or stopped the run, with the records in their batches
 """
 
+# Imports that take seconds are inside functions, so that --help and bad arguments are answered at once.
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from instancevg_jax.config import Config
 from instancevg_jax.errors import InputError, run_command
-from instancevg_jax.runtime import command_line, sharding
-from instancevg_jax.runtime.compilation import keep_compiled_programs
-from instancevg_jax.training import own_data
-from instancevg_jax.training.loop import train
-from instancevg_jax.training.trace import WARM_UP
-
-__all__ = ["main", "train"]
+from instancevg_jax.runtime import command_line
 
 OPTIONS = {
     "workdir": (
         None,
         "Directory for checkpoints, metrics and logs; created if missing. With --data NAME.jsonl, runs/NAME if empty.",
     ),
-    "distributed": sharding.DISTRIBUTED_OPTION,
+    "distributed": command_line.DISTRIBUTED_OPTION,
     "profile": (
         None,
-        f"Profile this number of steps, after {WARM_UP} warm-up steps, and write the trace to WORKDIR/profile.",
+        "Profile this number of steps, after a few that warm up, and write the trace to WORKDIR/profile.",
     ),
     "data": (
         None,
@@ -67,6 +62,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not profile.isdecimal():
         raise InputError(f"--profile is {profile!r}; expected a number of steps")
     command = ["python -m instancevg_jax.train", *argv]
+
+    from instancevg_jax.runtime import sharding
+    from instancevg_jax.runtime.compilation import keep_compiled_programs
+    from instancevg_jax.training import own_data
+    from instancevg_jax.training.loop import train
+
     keep_compiled_programs()
     if start is None:
         _check_config_alone(values)
@@ -98,6 +99,8 @@ def _initial_settings(argv: Sequence[str]) -> Config | None:
         )
     if command_line.option(argv, "images") is None:
         raise InputError("--data needs --images, the folder of the pictures")
+    from instancevg_jax.training import own_data
+
     return own_data.initial_settings(command_line.option(argv, "from") or None)
 
 

@@ -29,6 +29,7 @@ from instancevg_jax.models.queries import rank_tokens
 from instancevg_jax.types import Array, Predictions
 
 DEMO_CHECKPOINT = Path(__file__).parent.parent / "assets" / "demo_checkpoint"
+BUILT_IN = "built-in"  # the name of that model
 BATCH_SIZE = 8  # questions per call of the network, at most
 DECODERS = 4  # threads that read pictures, and as many questions are read ahead
 SHAPES_ONLY = "this model knows drawn shapes only, not photographs"
@@ -58,19 +59,14 @@ class Predictor:
 
         Args:
             source: a checkpoint directory, a run folder, an official file (.pth, .zip, .safetensors) or the name of known
-                weights such as "instancevg-grefcoco"; the latter two are downloaded and converted once. None: the built-in
-                model, which knows drawn shapes only.
+                weights such as "instancevg-grefcoco"; the latter two are downloaded and converted once. None or "built-in":
+                the model in the package, which knows drawn shapes only.
             batch_size: questions per call of the network, at most. None: 8, or the config's eval.batch_size if smaller.
 
         Raises:
             InputError: there is no such source, or it is incomplete, damaged or inconsistent.
         """
-        if source is None:
-            directory = DEMO_CHECKPOINT
-            if not directory.is_dir():
-                raise InputError("no checkpoint is given, and this installation lacks the built-in model")
-        else:
-            directory = checkpoint_directory(source)
+        directory = checkpoint_directory(source)
         model, config = checkpoint.load_model(directory)
         predictor = cls.from_model(model, config, checkpoint.load_tokenizer(directory), batch_size=batch_size)
         for note in predictor.notes:
@@ -446,11 +442,15 @@ def _same(one: Any, other: Any) -> bool:
     return str(one) == str(other) if paths else one is other
 
 
-def checkpoint_directory(source: str | Path) -> Path:
+def checkpoint_directory(source: str | Path | None) -> Path:
     """The checkpoint directory of a `source` of `Predictor.from_pretrained`, downloaded and converted first where needed.
 
     The converter is imported only for what is not a checkpoint already. Raises InputError where there is no such source.
     """
+    if source is None or (source == BUILT_IN and not Path(source).exists()):
+        if not DEMO_CHECKPOINT.is_dir():
+            raise InputError("this installation lacks the built-in model; expected a checkpoint")
+        return DEMO_CHECKPOINT
     if not isinstance(source, str | Path):
         raise InputError(f"the checkpoint is {source!r:.80}; expected a path or a name")
     if checkpoint.is_checkpoint(source):

@@ -8,8 +8,6 @@ from instancevg_jax.answers.draw import Truth, draw_grounding, write_picture
 from instancevg_jax.answers.grounding import Grounding
 from instancevg_jax.evaluation.metrics import FAILED, TASKS, Row
 
-CHOICES = ("all", "failures")
-
 
 def drawer(folder: Path, source: Split, task: str, choice: str) -> Callable[[int, Grounding, Row], None]:
     """A function for `Evaluator`'s `on_answer` that draws a record into FOLDER/RECORD.jpg.

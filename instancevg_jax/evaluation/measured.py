@@ -14,7 +14,7 @@ from data_pipelines.shapes.dataset import TOKENIZER_PATH
 from data_pipelines.splits import Split
 from instancevg_jax import checkpoint
 from instancevg_jax.answers.grounding import Grounding
-from instancevg_jax.answers.predictor import DEMO_CHECKPOINT, Predictor
+from instancevg_jax.answers.predictor import DEMO_CHECKPOINT, Predictor, checkpoint_directory
 from instancevg_jax.config import Config, ModelConfig, check
 from instancevg_jax.errors import InputError
 from instancevg_jax.evaluation import coco, drawing
@@ -55,14 +55,16 @@ class Wanted:
     output: Path | None = None
     sweep: bool = False  # measure at other score thresholds too
     coco: bool = False  # write predictions_SPLIT.json in COCO's results format
-    draw: str | None = None  # one of `drawing.CHOICES`: draw answers into drawn/SPLIT
+    draw: str | None = None  # "all" or "failures": draw such answers into drawn/SPLIT
 
 
-def measure(directory: str, config: Config, overridden: Sequence[str] = (), wanted: Wanted | None = None) -> Measured:
+def measure(
+    source: str | Path, config: Config, overridden: Sequence[str] = (), wanted: Wanted | None = None
+) -> Measured:
     """Measure a checkpoint on every split of `config.data.eval_splits`.
 
     Args:
-        directory: a checkpoint directory or a run folder.
+        source: a model, as `Predictor.from_pretrained` takes it.
         config: its `data` and `eval` sections are used. The network is the checkpoint's.
         overridden: names of the fields of `config.model` that the user set, which replace the checkpoint's values.
         wanted: what else to write.
@@ -71,7 +73,7 @@ def measure(directory: str, config: Config, overridden: Sequence[str] = (), want
         InputError: no checkpoint, a field of the network that cannot be changed, or a split that cannot be evaluated.
     """
     wanted = wanted or Wanted()
-    origin = str(checkpoint.find_checkpoint(directory))
+    origin = str(checkpoint_directory(source))
     model, config = _load(origin, config, overridden)
     tokenizer = checkpoint.load_tokenizer(origin)
     with_sentences = wanted.coco or wanted.draw is not None

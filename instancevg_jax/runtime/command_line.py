@@ -27,6 +27,11 @@ CONFIG_HELP = (
     "A file configs/NAME.py[:VARIANT], a config by NAME[:VARIANT] (such as refcoco:large), or the config.json of a run. "
     "Override single fields with --config.SECTION.FIELD=VALUE; see the list below."
 )
+DISTRIBUTED_OPTION = (
+    None,
+    "Run as one of several processes: 'auto' (TPU pods, Slurm, Open MPI, Kubernetes), or "
+    "COORDINATOR_HOST:PORT,PROCESS_ID,NUM_PROCESSES.",
+)
 WIDTH = 100  # characters of a line of --help
 
 

@@ -19,12 +19,6 @@ from instancevg_jax.errors import InputError
 DATA, FSDP = "data", "fsdp"
 SMALLEST_SPLIT = 4096  # elements; replicating smaller arrays costs less than gathering their shards
 
-DISTRIBUTED_OPTION = (
-    None,
-    "Run as one of several processes: 'auto' (TPU pods, Slurm, Open MPI, Kubernetes), or "
-    "COORDINATOR_HOST:PORT,PROCESS_ID,NUM_PROCESSES.",
-)
-
 
 def join_processes(where: str) -> None:
     """Make this process one of several. Call it before anything asks JAX for a device.

@@ -74,8 +74,7 @@ def fine_tune(
             of a tenth of the training pictures are held out as "val", the same ones each time.
         images: folder that the pictures' file names are relative to.
         start: what to fine-tune: a checkpoint directory, a run folder, an official weights file, or a name of known weights.
-            None: train `configs/custom.py:small` from scratch, which needs `settings={"data.tokenizer": ...}` unless
-            weights/beit3.spm exists.
+            None: train `configs/custom.py:small` from scratch, with BEiT-3's tokenizer unless `settings` has "data.tokenizer".
         workdir: folder of the run; instancevg_jax/train.py lists what is in it.
         settings: values that replace the chosen ones, such as {"train.num_epochs": 3, "data.eval_splits": ("test",)}.
         captions: "categories" makes the category names of a detection export its sentences.
@@ -83,7 +82,7 @@ def fine_tune(
         profile: number of steps to trace into WORKDIR/profile.
 
     Returns:
-        The metrics that `instancevg_jax.train.train` returns.
+        The metrics that `training.loop.train` returns.
 
     Raises:
         InputError: `instancevg check` finds a fault in the data, WORKDIR holds another run, or `train` cannot run.
@@ -98,10 +97,14 @@ def fine_tune(
         _check_apart(Path(initial.model.pretrained), workdir)
         say(f"starting from {initial.model.pretrained}")
     records, config = plan(own, initial, workdir, settings)
-    if start is None and not Path(config.data.tokenizer).is_file():
-        raise InputError(
-            f"{config.data.tokenizer}: no such file; training from scratch needs a sentencepiece model such as BEiT-3's "
-            "beit3.spm (docs/weights.md): name one with --config.data.tokenizer, or start from a model with --from"
+    if start is None and "data.tokenizer" not in settings and not Path(config.data.tokenizer).is_file():
+        from convert.hub import official_tokenizer
+
+        config.data.tokenizer = str(
+            official_tokenizer(
+                "training from scratch needs a tokenizer: start from a model with --from, or name a sentencepiece model "
+                "with --config.data.tokenizer, such as BEiT-3's"
+            )
         )
     _prepare(own, records, config, workdir)
     results = train(config, workdir, command, profile)

@@ -100,6 +100,23 @@ def test_supervision_gets_what_it_expects(count: int, monkeypatch: pytest.Monkey
         answer(count).to_supervision()
 
 
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_supervision_draws_it(count: int):
+    """With the real package, where it is installed."""
+    supervision = pytest.importorskip("supervision")
+    grounding = answer(count)
+    detections = grounding.to_supervision()
+    assert isinstance(detections, supervision.Detections)
+    assert len(detections) == count
+    assert len(supervision.Detections.merge([detections, answer(0).to_supervision()])) == count
+    assert detections[detections.confidence > 2].is_empty()
+    assert grounding.picture is not None
+    canvas = grounding.picture.copy()
+    for annotator in (supervision.MaskAnnotator(), supervision.BoxAnnotator(), supervision.LabelAnnotator()):
+        canvas = annotator.annotate(canvas, detections)
+    assert (canvas != grounding.picture).any() == (count > 0)
+
+
 def test_an_answer_without_its_picture_asks_for_it():
     grounding = Grounding(**{**vars(answer(1)), "picture": None, "evidence": None})
     with pytest.raises(InputError, match="keeps no picture"):

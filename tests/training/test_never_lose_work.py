@@ -266,7 +266,7 @@ def test_training_works_in_a_thread_and_takes_a_batch_size_per_device(tmp_path):
     config, _ = command_line.parse([*FAST, "--config.train.batch_size_per_device=4"], "", {}, ())
     config.train.batch_size, config.train.num_steps = 12, 2
     with ThreadPoolExecutor() as pool:
-        results = pool.submit(train.train, config, tmp_path).result()
+        results = pool.submit(loop.train, config, tmp_path).result()
     assert results is not None
     assert set(results) == {"val"}
     assert newest(tmp_path) == 2
