@@ -43,7 +43,11 @@ OPTIONS = {
         "by commas.",
     ),
     "images": (None, "Folder that the file names of --data are relative to. Required with --data."),
-    "from": (None, "What to fine-tune on --data. Empty: train a small model from scratch."),
+    "from": (
+        None,
+        "What to fine-tune on --data: checkpoint directory, run folder, official weights file, or name of known weights. Empty: "
+        "train a small model from scratch.",
+    ),
     "captions": (
         None,
         "'categories': the category names of a detection export (COCO, ODVG) are the sentences of --data.",

@@ -266,9 +266,9 @@ def _faded(canvas: np.ndarray, text: str, shade: tuple[int, int, int]) -> np.nda
     size = max(8, min(round(20 * unit_of(canvas)), int(canvas.shape[1] / (0.62 * len(text)))))
     width = text_width(text, size)
     x, y, rim = (canvas.shape[1] - width) / 2, canvas.shape[0] / 2, max(1, round(size / 10))
-    ends = [[round(x), round(y)], [round(x + width), round(y)]]
+    left, right = (round(x), round(y)), (round(x + width), round(y))
     for thickness, fill in ((round(1.8 * size) + 2 * rim, (255, 255, 255)), (round(1.8 * size), shade)):
-        cv2.line(faded, *ends, fill, thickness, cv2.LINE_AA)  # a thick line has round ends
+        cv2.line(faded, left, right, fill, thickness, cv2.LINE_AA)  # a thick line has round ends
     write(faded, text, x, y, (255, 255, 255), size)
     return faded
 
