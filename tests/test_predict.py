@@ -158,7 +158,7 @@ def test_a_stream_continues_past_what_cannot_be_answered(asked: Predictor, tmp_p
         for i in range(60):
             taken.append(i)
             yield (tmp_path / "missing.jpg" if i % 3 == 1 else picture(seed=i), "" if i % 3 == 2 else "a dog")
-        yield "a.jpg"
+        yield np.zeros((9, 9, 3))
 
     answers = asked.predict_many(pairs(), score_threshold=0.0)
     first = [next(answers) for _ in range(3)]
@@ -170,6 +170,7 @@ def test_a_stream_continues_past_what_cannot_be_answered(asked: Predictor, tmp_p
     assert "missing.jpg: no such file" in str(rest[1])
     assert "words" in str(rest[2])
     assert "expected (picture, sentence)" in str(rest[60])
+    assert not any("\n" in str(answer) for answer in rest)
 
 
 def test_a_picture_is_read_once_for_several_sentences(
@@ -203,6 +204,7 @@ def test_a_predictor_cannot_be_changed(asked: Predictor):
     [
         (picture(), "", {}, "words"),
         (picture(), 5, {}, "the expression is 5"),
+        (picture(), b"a dog", {}, "the expression is b'a dog'"),
         (picture(), ["a", 5], {}, "the expression is 5"),
         ("nowhere.jpg", "a", {}, r"nowhere\.jpg: no such file"),
         (5, "a", {}, "the picture is"),

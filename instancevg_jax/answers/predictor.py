@@ -164,7 +164,7 @@ class Predictor:
         decision = self._decision(**settings)
         if isinstance(expression, str):
             return self._all([(picture, expression)], decision)[0]
-        if not isinstance(expression, Sequence):
+        if not isinstance(expression, Sequence) or isinstance(expression, bytes | bytearray):
             raise InputError(f"the expression is {expression!r}; expected a sentence or a sequence of sentences")
         return self._all([(picture, sentence) for sentence in expression], decision)
 
@@ -255,7 +255,8 @@ class Predictor:
         last: tuple[Any, Future[_Loaded]] | None = None
         for pair in pairs:
             if not (isinstance(pair, tuple | list) and len(pair) == 2):
-                waiting.append(pool.submit(lambda pair=pair: InputError(f"{pair!r:.80}; expected (picture, sentence)")))
+                shown = " ".join(repr(pair).split())
+                waiting.append(pool.submit(InputError, f"{shown:.80}; expected (picture, sentence)"))
             else:
                 picture, expression = pair
                 if last is None or not _same(last[0], picture):
@@ -274,7 +275,7 @@ class Predictor:
         try:
             cleaned = clean_expression(expression)
             token_ids, token_mask = self.tokenizer.encode(cleaned, self.config.model.max_tokens)
-            return _Question(*loaded.result(), expression, token_ids, token_mask, self._notes(cleaned))
+            return _Question(*loaded.result(), str(expression), token_ids, token_mask, self._notes(cleaned))
         except InputError as error:
             return error
 

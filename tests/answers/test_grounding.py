@@ -5,11 +5,12 @@ import json
 import sys
 import types
 from pathlib import Path
+from typing import Any, cast
 
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageShow
 from pycocotools import mask as coco_masks
 
 import instancevg_jax
@@ -115,6 +116,18 @@ def test_supervision_draws_it(count: int):
     for annotator in (supervision.MaskAnnotator(), supervision.BoxAnnotator(), supervision.LabelAnnotator()):
         canvas = annotator.annotate(canvas, detections)
     assert (canvas != grounding.picture).any() == (count > 0)
+
+
+def test_it_is_shown_where_the_user_is(monkeypatch: pytest.MonkeyPatch):
+    shown = []
+    monkeypatch.setattr(ImageShow, "_viewers", [])
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+    with pytest.raises(InputError, match=r"no picture viewer was found; save the drawing"):
+        answer(1).show()
+    monkeypatch.setitem(sys.modules, "ipykernel", types.ModuleType("ipykernel"))
+    monkeypatch.setitem(sys.modules, "IPython.display", cast(Any, types.SimpleNamespace(display=shown.append)))
+    answer(1).show()
+    assert shown[0].size == answer(1).draw().size
 
 
 def test_an_answer_without_its_picture_asks_for_it():
