@@ -217,13 +217,15 @@ def _labelled(
 ) -> np.ndarray:
     """A tag at the upper left corner of every box, moved down where it would hide an earlier one.
 
-    A label is the sentence and the score. The sentence is cut to the box's width, or left out where nothing fits.
+    A label is the sentence and the score. The sentence is cut to the box's width, or to a share of the picture's if that is
+    more, or left out where nothing fits.
     """
     size = round(14 * unit_of(canvas))
     pad = max(3, round(size / 4))
+    share = canvas.shape[1] / (2 if len(boxes) == 1 else 4)
     taken: list[tuple[float, float, float, float]] = []
     for box, (sentence, score), index in zip(boxes, labels, colours, strict=True):
-        room = max(box[2] - box[0], canvas.shape[1] / 4) - text_width(f"{score} ", size) - 2 * pad
+        room = max(box[2] - box[0], share) - text_width(f"{score} ", size) - 2 * pad
         label = f"{_cut(sentence, size, room)} {score}".strip()
         width, height = text_width(label, size) + 2 * pad, size + 1.5 * pad
         x = float(np.clip(box[0], 0, max(0, canvas.shape[1] - width)))
