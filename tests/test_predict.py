@@ -417,7 +417,7 @@ def test_bad_checkpoints_are_named(saved: Path, tmp_path: Path):
         (other / "config.json").read_text().replace('"head_width": 16', '"head_width": 24')
     )
     for directory, says in [
-        (tmp_path / "nowhere", "no such file or directory; expected a path or one of instancevg-grefcoco"),
+        (tmp_path / "nowhere", "no such file or directory; expected a path, built-in, or one of instancevg-g"),
         (half, "not a whole checkpoint"),
         (other, r"config\.json does not fit the parameters"),
     ]:
@@ -445,7 +445,9 @@ def test_as_a_process(saved: Path, tmp_path: Path):
     assert done.returncode == 2
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
-    assert line.startswith(f"error: {tmp_path / 'nowhere'}: no such file or directory; expected a path or one of ")
+    assert line.startswith(
+        f"error: {tmp_path / 'nowhere'}: no such file or directory; expected a path, built-in, or one of "
+    )
 
     odd = os.fsdecode(bytes(tmp_path / "a") + b"\xff.png")
     shutil.copy(tmp_path / "a.png", odd)

@@ -222,7 +222,7 @@ def _labelled(
     """
     size = round(14 * unit_of(canvas))
     pad = max(3, round(size / 4))
-    share = canvas.shape[1] / (2 if len(boxes) == 1 else 4)
+    share = canvas.shape[1] / min(1 + len(boxes), 4)
     taken: list[tuple[float, float, float, float]] = []
     for box, (sentence, score), index in zip(boxes, labels, colours, strict=True):
         room = max(box[2] - box[0], share) - text_width(f"{score} ", size) - 2 * pad

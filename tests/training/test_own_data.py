@@ -177,7 +177,10 @@ def test_faults_end_the_command_with_the_one_that_lists_them(tmp_path):
         (["--config=shapes", "--workdir=x", "--from=y"], "--from belongs to --data"),
         (["--data=absent.jsonl", "--images=."], "absent.jsonl: no such file"),
         (["--data=absent.jsonl", "--images=absent"], "absent: no such folder; expected the pictures"),
-        (["--data=a.jsonl", "--images=.", "--from=nothing"], "nothing: no such file or directory; expected a path or"),
+        (
+            ["--data=a.jsonl", "--images=.", "--from=nothing"],
+            "nothing: no such file or directory; expected a path, built-in, or",
+        ),
         (["--data=a.jsonl", "--images=.", "--config.train.epochs=3"], "train.epochs: no such field"),
         (["--data=a.jsonl", "--images=.", "--distributed=auto"], "--data prepares data on one machine"),
         (["--data=a.jsonl", "--images=."], "needs a tokenizer: .*, such as BEiT-3's, from http://127"),
