@@ -150,7 +150,7 @@ def test_a_single_picture_cannot_be_held_out(tmp_path):
 
 
 def command(path: Path, *more: str) -> list[str]:
-    return ["--data", str(path), "--images", str(path.parent / "pictures"), f"--from={DEMO_CHECKPOINT}", *more]
+    return ["--data", str(path), "--images", str(path.parent / "pictures"), "--from=built-in", *more]
 
 
 def test_faults_end_the_command_with_the_one_that_lists_them(tmp_path):
