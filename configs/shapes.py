@@ -56,7 +56,7 @@ def get_config(variant: str = "") -> Config:
             schedule="cosine",
             warmup_steps=150,
         ),
-        eval=EvalConfig(batch_size=64, score_threshold=0.5, no_target_rule="softmax", nms_threshold=0.5),
+        eval=EvalConfig(batch_size=64, score_threshold=0.5, no_target_rule="softmax", nms_threshold=0.3),
         train=TrainConfig(batch_size=16, num_steps=2000, log_every=100),
     )
     if variant == "long":

@@ -9,19 +9,19 @@ hf://OWNER/REPOSITORY/PATH. torch is not needed. `--config.section.field=value` 
 --config.model.image_height=384.
 """
 
+# Imports that take seconds are inside functions, so that --help and bad arguments are answered at once.
 import argparse
 
-from convert import export, hub, official, recognize, rules
-from convert.instancevg import TABLE
-from convert.torch_file import writer
-from instancevg_jax.checkpoint import check_destination
 from instancevg_jax.errors import run_command
-from instancevg_jax.inputs.tokenizer import Tokenizer
-from instancevg_jax.runtime import command_line
 
 
 def convert_official(args: argparse.Namespace) -> None:
     """Convert a file of the command's kind."""
+    from convert import hub, official, recognize
+    from instancevg_jax.checkpoint import check_destination
+    from instancevg_jax.inputs.tokenizer import Tokenizer
+    from instancevg_jax.runtime import command_line
+
     check_destination(args.dst)
     config = command_line.override(command_line.load_config(args.config), args.overrides) if args.config else None
     path = hub.local_file(args.src)
@@ -43,6 +43,10 @@ def convert_official(args: argparse.Namespace) -> None:
 
 def convert_back(args: argparse.Namespace) -> None:
     """A checkpoint directory -> a .pth file in the original's layout."""
+    from convert import export, rules
+    from convert.instancevg import TABLE
+    from convert.torch_file import writer
+
     writer.check_destination(args.dst)
     state, kept = export.original_state(args.dir)
     writer.write_checkpoint(args.dst, state)

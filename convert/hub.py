@@ -95,7 +95,9 @@ def local_checkpoint(source: str | Path, *, tokenizer: str | Path | None = None,
     if is_checkpoint(path):
         return find_checkpoint(path)
     if not os.path.lexists(path):
-        raise InputError(f"{source}: no such file or directory; expected a path or one of {', '.join(KNOWN)}")
+        raise InputError(
+            f"{source}: no such file or directory; expected a path, built-in, or one of {', '.join(KNOWN)}"
+        )
     return _converted(path.stem, path, tokenizer, config)
 
 
@@ -147,20 +149,25 @@ def find_tokenizer(weights: Path, given: str | Path | None, config: Config, down
         if not os.path.isfile(path):
             raise InputError(f"{path}: no such file; expected {TOKENIZER}, from {TOKENIZER_URL}")
         return path
-    cached = cache_directory() / TOKENIZER
-    for path in (weights.parent / TOKENIZER, Path(config.data.tokenizer), cached):
+    for path in (weights.parent / TOKENIZER, Path(config.data.tokenizer), cache_directory() / TOKENIZER):
         if os.path.isfile(path):
             return path
     if not download:
         raise InputError(f"no tokenizer: give --tokenizer {TOKENIZER}, from {TOKENIZER_URL}")
+    return official_tokenizer(f"no tokenizer next to {weights.name}: put {TOKENIZER} there")
+
+
+def official_tokenizer(advice: str) -> Path:
+    """beit3.spm in the cache, downloaded unless it is there. Raises InputError, starting with `advice`, without a network."""
+    cached = cache_directory() / TOKENIZER
+    if cached.is_file():
+        return cached
     try:
         print(f"downloading {TOKENIZER_URL}", file=sys.stderr)
         with urllib.request.urlopen(TOKENIZER_URL, timeout=30) as answer:
             data = answer.read(MAX_TOKENIZER_BYTES)
     except (urllib.error.URLError, OSError, ValueError) as error:
-        raise InputError(
-            f"no tokenizer next to {weights.name}: put {TOKENIZER} there, from {TOKENIZER_URL} (cannot be reached from here)"
-        ) from error
+        raise InputError(f"{advice}, from {TOKENIZER_URL} (cannot be reached from here)") from error
     Tokenizer.from_bytes(data, TOKENIZER_URL)
     write_atomically(cached, data)
     return cached

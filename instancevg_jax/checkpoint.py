@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
@@ -274,7 +273,11 @@ def _read_arrays(directory: Path, abstract: nnx.State, grid: Grid | None = None)
         raise InputError(f"{path}: the parameters cannot be read ({first_line(error)})") from error
     if grid and stored_grid:
         arrays |= fit_backbone(arrays, stored_grid, grid)
-    return jax.tree_util.tree_map_with_path(lambda key, leaf: jnp.asarray(arrays[path_name(key)], leaf.dtype), expected)
+
+    def loaded(path: Any, leaf: Any) -> Any:  # jnp.asarray would compile a program per shape
+        return jax.device_put(np.asarray(arrays[path_name(path)], leaf.dtype))
+
+    return jax.tree_util.tree_map_with_path(loaded, expected)
 
 
 def _check_shapes(directory: Path, expected: dict[str, tuple[int, ...]], stored: Mapping[str, Any]) -> None:

@@ -405,7 +405,7 @@ _LARGEST = 2**53  # of whole numbers: beyond it, floats and the fixed sizes of l
 
 def _check_value(name: str, limits: typing.Mapping[str, typing.Any], value: typing.Any) -> None:
     if limits["choices"] and value not in limits["choices"]:
-        raise InputError(f"{name} is {value!r}; expected one of {', '.join(stated['choices'])}")
+        raise InputError(f"{name} is {value!r}; expected one of {', '.join(limits['choices'])}")
     if isinstance(value, str | bool):
         return
     least, most = limits["least"], limits["most"]

@@ -8,6 +8,13 @@ import sys
 import threading
 from collections.abc import Callable
 
+# packages that pip installs on request only -> what is asked for: pip install 'instancevg_jax[EXTRA]'
+EXTRAS = {
+    **dict.fromkeys(("array_record", "grain", "importlib_resources", "tensorboardX", "tensorflow_datasets"), "train"),
+    **dict.fromkeys(("fastapi", "multipart", "prometheus_client", "uvicorn"), "web"),
+    "flatbuffers": "export",
+}
+
 
 class InputError(ValueError):
     """Bad input from the user: a file, a key or a value. The message is one line that names it and what was expected."""
@@ -61,6 +68,10 @@ def explain(error: BaseException) -> str:
     """The cause of an error in one line, if the user can do something about it; "" if it is a fault of this program."""
     if isinstance(error, InputError):
         return str(error)
+    if isinstance(error, ModuleNotFoundError) and error.name == "fcntl":
+        return "this command locks its folder, which needs Linux or macOS; on Windows, use WSL"
+    if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
+        return f"{error.name} is not installed; run: pip install 'instancevg_jax[{EXTRAS[error.name]}]'"
     if isinstance(error, OSError) and error.strerror:
         return f"{os.fsdecode(error.filename)}: {error.strerror}" if error.filename else f"output: {error.strerror}"
     if isinstance(error, MemoryError):

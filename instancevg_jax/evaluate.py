@@ -36,13 +36,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise InputError("--checkpoint is required, unless --predictions is given; see --help")
     settings = args.config
     if not settings and args.checkpoint:
-        settings = str(checkpoint.find_checkpoint(args.checkpoint) / checkpoint.CONFIG)
+        settings = str(checkpoint_directory(args.checkpoint) / checkpoint.CONFIG)
     config = command_line.load_config(settings)
     changes = command_line.values_of(config, rest)
     config = with_values(config, changes)
     _check_options(config, args)
     if args.compare:
-        checkpoint.find_checkpoint(args.compare)
+        checkpoint_directory(args.compare)  # before hours are spent on the first
     sharding.join_processes(args.distributed)
     keep_compiled_programs()
     if args.output:
@@ -65,12 +65,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = command_line.parser_of("evaluate", __doc__ or "")
     add = parser.add_argument
-    add("--checkpoint", metavar="DIR", help="checkpoint directory, or the directory of a training run")
     add(
-        "--compare",
-        metavar="DIR",
-        help="a second checkpoint, measured on the same data and shown next to the first one",
+        "--checkpoint",
+        metavar="MODEL",
+        help="checkpoint directory, run folder, official weights file, name of known weights, or built-in",
     )
+    add("--compare", metavar="MODEL", help="a second model, measured on the same data and shown next to the first one")
     add(
         "--predictions",
         metavar="FILE",

@@ -26,10 +26,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     from instancevg_jax.answers.export import write_stablehlo
-    from instancevg_jax.answers.predictor import DEMO_CHECKPOINT, checkpoint_directory
+    from instancevg_jax.answers.predictor import checkpoint_directory
     from instancevg_jax.checkpoint import load_model, load_tokenizer
 
-    directory = checkpoint_directory(args.checkpoint or DEMO_CHECKPOINT)
+    directory = checkpoint_directory(args.checkpoint)
     model, config = load_model(directory)
     tokenizer = load_tokenizer(directory).model_bytes
     write_stablehlo(model, config, tokenizer, args.output, tuple(args.platforms.split(",")))

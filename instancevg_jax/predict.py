@@ -135,7 +135,8 @@ def _answer(
         if isinstance(answer, InputError):
             if len(questions) == 1:
                 raise answer
-            failures.append(f"{question.image}: {question.expression!r}: {answer}")
+            where = "" if str(answer).startswith(question.image) else f"{question.image}: "
+            failures.append(f"{where}{answer} (asked: {question.expression!r})")
             yield Answered(question, answer, {})
             continue
         for note in answer.notes:

@@ -86,14 +86,19 @@ def test_an_nnx_state_is_saved_as_its_dict(saved: Path, tmp_path: Path, tokenize
     assert all(np.array_equal(value, expected[name]) for name, value in leaves(again).items())
 
 
-def test_float16_halves_the_size_and_loads_as_float32(saved: Path, tmp_path: Path, tokenizer_bytes: bytes):
+def test_float16_halves_the_size_and_loads_as_float32(
+    saved: Path, tmp_path: Path, tokenizer_bytes: bytes, caplog: pytest.LogCaptureFixture
+):
     half = tmp_path / "half"
     checkpoint.save_checkpoint(half, random_params(SMALL), Config(model=SMALL), tokenizer_bytes, {}, dtype="float16")
     for path, dtype in ((saved, np.float32), (half, np.float16)):  # as stored; files vary by how Orbax packs arrays
         stored = ocp.StandardCheckpointer().metadata((path / "params").resolve()).item_metadata
         assert {leaf.dtype for leaf in jax.tree.leaves(stored)} == {np.dtype(dtype)}
     expected = leaves(checkpoint.load_model(saved)[0])
-    for name, value in leaves(checkpoint.load_model(half)[0]).items():
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        loaded = checkpoint.load_model(half)[0]
+    assert "Compiling" not in caplog.text
+    for name, value in leaves(loaded).items():
         assert value.dtype == np.float32
         np.testing.assert_allclose(value, expected[name], rtol=1e-3)
     with pytest.raises(InputError, match=r"parameter a\.b holds values beyond"):

@@ -93,7 +93,7 @@ def test_everything_at_once(tmp_path: Path):
 
 def test_two_models_in_one_report(tmp_path: Path, capsys):
     """The second model is measured on the same records; without --config, the checkpoint's own data is used."""
-    compared = [f"--compare={DEMO_CHECKPOINT}", "--config.data.num_eval_examples=8", "--config.eval.batch_size=8"]
+    compared = ["--compare=built-in", "--config.data.num_eval_examples=8", "--config.eval.batch_size=8"]
     evaluate.main([COMMAND[1], *compared, f"--output={tmp_path}"])
     printed = capsys.readouterr().out
     assert f"data: shapes, level full; settings: {DEMO_CHECKPOINT / 'config.json'}" in printed
@@ -154,7 +154,7 @@ def test_undefined_numbers_and_long_names_in_the_table(capsys):
         (["--coco"], "--coco writes into the directory of --output; expected that too"),
         (["--draw=all"], "--draw writes into the directory of --output; expected that too"),
         (["--draw=some", "--output=x"], "argument --draw: invalid choice: 'some'"),
-        (["--compare=absent"], "absent: no such directory"),
+        (["--compare=absent"], "absent: no such file or directory; expected a path, built-in, or one of"),
         (["--predictions=x.jsonl"], "--predictions cannot be combined with --checkpoint"),
         (["--config.eval.protocol=lenient"], "protocol is 'lenient'; expected one of official, strict"),
         (["--config.data.eval_splits=()"], "data.eval_splits is empty"),

@@ -158,7 +158,7 @@ def test_a_stream_continues_past_what_cannot_be_answered(asked: Predictor, tmp_p
         for i in range(60):
             taken.append(i)
             yield (tmp_path / "missing.jpg" if i % 3 == 1 else picture(seed=i), "" if i % 3 == 2 else "a dog")
-        yield "a.jpg"
+        yield np.zeros((9, 9, 3))
 
     answers = asked.predict_many(pairs(), score_threshold=0.0)
     first = [next(answers) for _ in range(3)]
@@ -170,6 +170,7 @@ def test_a_stream_continues_past_what_cannot_be_answered(asked: Predictor, tmp_p
     assert "missing.jpg: no such file" in str(rest[1])
     assert "words" in str(rest[2])
     assert "expected (picture, sentence)" in str(rest[60])
+    assert not any("\n" in str(answer) for answer in rest)
 
 
 def test_a_picture_is_read_once_for_several_sentences(
@@ -203,6 +204,7 @@ def test_a_predictor_cannot_be_changed(asked: Predictor):
     [
         (picture(), "", {}, "words"),
         (picture(), 5, {}, "the expression is 5"),
+        (picture(), b"a dog", {}, "the expression is b'a dog'"),
         (picture(), ["a", 5], {}, "the expression is 5"),
         ("nowhere.jpg", "a", {}, r"nowhere\.jpg: no such file"),
         (5, "a", {}, "the picture is"),
@@ -415,7 +417,7 @@ def test_bad_checkpoints_are_named(saved: Path, tmp_path: Path):
         (other / "config.json").read_text().replace('"head_width": 16', '"head_width": 24')
     )
     for directory, says in [
-        (tmp_path / "nowhere", "no such file or directory; expected a path or one of instancevg-grefcoco"),
+        (tmp_path / "nowhere", "no such file or directory; expected a path, built-in, or one of instancevg-g"),
         (half, "not a whole checkpoint"),
         (other, r"config\.json does not fit the parameters"),
     ]:
@@ -443,7 +445,9 @@ def test_as_a_process(saved: Path, tmp_path: Path):
     assert done.returncode == 2
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
-    assert line.startswith(f"error: {tmp_path / 'nowhere'}: no such file or directory; expected a path or one of ")
+    assert line.startswith(
+        f"error: {tmp_path / 'nowhere'}: no such file or directory; expected a path, built-in, or one of "
+    )
 
     odd = os.fsdecode(bytes(tmp_path / "a") + b"\xff.png")
     shutil.copy(tmp_path / "a.png", odd)

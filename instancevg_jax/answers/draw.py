@@ -1,18 +1,16 @@
 """Draws an answer on its picture: outlined masks, boxes, scores and the sentence, or that there is no target.
 
-Numpy, OpenCV and PIL only. Small pictures are enlarged until text is legible on them.
+Numpy and OpenCV only. Small pictures are enlarged until text is legible on them.
 """
 
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import cv2
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
-from PIL import Image, ImageDraw, ImageFont
 
 from instancevg_jax.answers.grounding import Grounding
 from instancevg_jax.boxes import pairwise_iou
@@ -22,7 +20,9 @@ from instancevg_jax.files import write_atomically
 MIN_SIDE = 480  # pixels of the longer side; smaller pictures are enlarged
 MIN_WIDTH = 200  # pixels; narrower pictures get a margin, so that the sentence below can be read
 TINT = 0.1  # opacity of a mask: an object keeps its own colour
-SLIVER = 80  # of the longer side; what only the merged mask covers is not drawn where it is thinner than about two of these parts
+WEIGHT = 400  # of the font: regular
+SMOOTH = 0.8  # pixels of the network's mask: width of the blur that rounds its stairs
+SLIVER = 80  # of the longer side; what only the merged mask covers is shown where it is about twice as thick
 SAME_OBJECT = 0.5  # box IoU from which an answer and a true object share a colour
 PALETTE = (
     (0, 158, 255), (255, 106, 51), (54, 196, 96), (236, 64, 144), (255, 196, 25),
@@ -182,11 +182,12 @@ def tinted(
         step: pixels of `mask` per pixel of the network's mask that it was resized from.
     """
     height, width = canvas.shape[:2]
-    soft = cv2.resize(mask.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
-    coarse = max(step, 1) * width / mask.shape[1]
+    soft, coarse = mask.astype(np.float32), max(step, 1) * width / mask.shape[1]
     if coarse > 1:
-        soft = cv2.GaussianBlur(soft, (0, 0), 0.5 * coarse, borderType=cv2.BORDER_REPLICATE)
-    inside = soft >= 0.5
+        grid = max(1, round(width / coarse)), max(1, round(height / coarse))
+        soft = cv2.resize(soft, grid, interpolation=cv2.INTER_AREA)
+        soft = cv2.GaussianBlur(soft, (0, 0), SMOOTH, borderType=cv2.BORDER_REPLICATE)
+    inside = cv2.resize(soft, (width, height), interpolation=cv2.INTER_LINEAR) >= 0.5
     result = canvas.copy()
     result[inside] = (canvas[inside] * (1 - TINT) + np.asarray(shade) * TINT).astype(np.uint8)
     contours, _ = cv2.findContours(inside.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
@@ -216,35 +217,45 @@ def _labelled(
 ) -> np.ndarray:
     """A tag at the upper left corner of every box, moved down where it would hide an earlier one.
 
-    A label is the sentence and the score. The sentence is cut to the box's width, or left out where nothing fits.
+    A label is the sentence and the score. The sentence is cut to the box's width, or to a share of the picture's if that is
+    more, or left out where nothing fits.
     """
-    image = Image.fromarray(canvas)
-    draw = ImageDraw.Draw(image)
-    font = get_font(round(14 * unit_of(canvas)))
-    pad = max(3, round(font.size / 4))
+    size = round(14 * unit_of(canvas))
+    pad = max(3, round(size / 4))
+    share = canvas.shape[1] / min(1 + len(boxes), 4)
     taken: list[tuple[float, float, float, float]] = []
     for box, (sentence, score), index in zip(boxes, labels, colours, strict=True):
-        room = max(box[2] - box[0], image.width / 4) - draw.textlength(f"{score} ", font) - 2 * pad
-        label = f"{_cut(sentence, font, room)} {score}".strip()
-        width, height = draw.textlength(label, font) + 2 * pad, font.size + 1.5 * pad
-        x = float(np.clip(box[0], 0, max(0, image.width - width)))
-        y = float(box[1] - height if box[1] >= height else box[1])
+        room = max(box[2] - box[0], share) - text_width(f"{score} ", size) - 2 * pad
+        label = f"{_cut(sentence, size, room)} {score}".strip()
+        width, height = text_width(label, size) + 2 * pad, size + 1.5 * pad
+        x = float(np.clip(box[0], 0, max(0, canvas.shape[1] - width)))
+        inside = box[1] if box[3] - box[1] > 2 * height else box[3]  # or below, where it would hide a small object
+        y = float(box[1] - height if box[1] >= height else inside)
         while any(x < t[2] and t[0] < x + width and y < t[3] and t[1] < y + height for t in taken):
             y += height + 1
-        y = min(y, image.height - height)
+        y = min(y, canvas.shape[0] - height)
         taken.append((x, y, x + width, y + height))
         shade = colour(index)
-        draw.rounded_rectangle(taken[-1], pad, fill=shade)
+        _draw_tag(canvas, taken[-1], pad, shade)
         ink = (20, 20, 20) if np.dot(shade, (0.299, 0.587, 0.114)) > 150 else (255, 255, 255)
-        draw.text((x + pad, y + height / 2), label, ink, font, anchor="lm")
-    return np.asarray(image)
+        write(canvas, label, x + pad, y + height / 2, ink, size)
+    return canvas
 
 
-def _cut(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+def _draw_tag(
+    canvas: np.ndarray, box: tuple[float, float, float, float], radius: int, shade: tuple[int, int, int]
+) -> None:
+    """Fill a rectangle with rounded corners."""
+    corners = np.rint(np.add(box, (radius, radius, -radius, -radius))).astype(int).tolist()
+    cv2.rectangle(canvas, corners[:2], corners[2:], shade, -1)
+    cv2.rectangle(canvas, corners[:2], corners[2:], shade, 2 * radius, cv2.LINE_AA)  # a thick line has round corners
+
+
+def _cut(text: str, size: int, width: float) -> str:
     """As much of a sentence as fits into `width` pixels, with an ellipsis if cut; "" if less than three letters fit."""
     text = " ".join(text.split())
     ends = range(1, len(text) + 1)
-    end = bisect_right(ends, width, key=lambda end: font.getlength(text[:end] + "…" * (end < len(text))))
+    end = bisect_right(ends, width, key=lambda end: text_width(text[:end] + "…" * (end < len(text)), size))
     if end == len(text):
         return text
     return text[:end].rstrip() + "…" if end >= 3 else ""
@@ -254,24 +265,27 @@ def _faded(canvas: np.ndarray, text: str, shade: tuple[int, int, int]) -> np.nda
     """The picture faded, with a banner across it."""
     grey = cv2.cvtColor(canvas, cv2.COLOR_RGB2GRAY)[..., None]
     faded = (0.35 * canvas + 0.45 * grey + 0.2 * 255).astype(np.uint8)
-    image = Image.fromarray(faded)
-    draw = ImageDraw.Draw(image)
-    font = get_font(min(round(20 * unit_of(canvas)), int(image.width / (0.62 * len(text)))))
-    half_width, half_height = draw.textlength(text, font) / 2 + font.size * 0.8, font.size * 0.9
-    x, y = image.width / 2, image.height / 2
-    box = (x - half_width, y - half_height, x + half_width, y + half_height)
-    draw.rounded_rectangle(box, half_height, fill=shade, outline=(255, 255, 255), width=max(1, round(font.size / 10)))
-    draw.text((x, y), text, (255, 255, 255), font, anchor="mm")
-    return np.asarray(image)
+    size = max(8, min(round(20 * unit_of(canvas)), int(canvas.shape[1] / (0.62 * len(text)))))
+    width = text_width(text, size)
+    x, y, rim = (canvas.shape[1] - width) / 2, canvas.shape[0] / 2, max(1, round(size / 10))
+    left, right = (round(x), round(y)), (round(x + width), round(y))
+    for thickness, fill in ((round(1.8 * size) + 2 * rim, (255, 255, 255)), (round(1.8 * size), shade)):
+        cv2.line(faded, left, right, fill, thickness, cv2.LINE_AA)  # a thick line has round ends
+    write(faded, text, x, y, (255, 255, 255), size)
+    return faded
 
 
 def headed(panel: np.ndarray, text: str) -> np.ndarray:
     """The panel under a strip with a heading, cut to its width."""
-    font = get_font(max(13, round(14 * unit_of(panel))))
-    strip = Image.new("RGB", (panel.shape[1], round(2 * font.size)), BAR)
-    text = _cut(text, font, panel.shape[1] - 1.2 * font.size)
-    ImageDraw.Draw(strip).text((font.size * 0.6, font.size), text, SOFT_INK, font, anchor="lm")
-    return np.concatenate([np.asarray(strip), panel])
+    size = max(13, round(14 * unit_of(panel)))
+    strip = blank(2 * size, panel.shape[1])
+    write(strip, _cut(text, size, panel.shape[1] - 1.2 * size), 0.6 * size, size, SOFT_INK, size)
+    return np.concatenate([strip, panel])
+
+
+def blank(height: int, width: int) -> UInt8[np.ndarray, "H W 3"]:
+    """A picture of the bar's colour."""
+    return np.full((height, width, 3), BAR, np.uint8)
 
 
 def side_by_side(panels: list[np.ndarray]) -> np.ndarray:
@@ -286,28 +300,27 @@ def caption(
     width: int, unit: float, expression: str, verdict: str, legend: str = "", notes: Sequence[str] = ()
 ) -> np.ndarray:
     """A bar with the sentence, wrapped; under it what was found, what colours mean, and notes."""
-    font, small = get_font(round(17 * unit)), get_font(round(13 * unit))
-    margin = round(font.size)
-    rows = [(line, INK, font) for line in _wrapped(" ".join(expression.split()), font, width - 2 * margin)]
+    size, small = round(17 * unit), round(13 * unit)
+    margin = size
+    rows = [(line, INK, size) for line in _wrapped(" ".join(expression.split()), size, width - 2 * margin)]
     below = "   ".join(filter(None, (verdict, legend)))
     rows += [(line, SOFT_INK, small) for line in _wrapped(below, small, width - 2 * margin)]
     rows += [(line, NOTE, small) for note in notes for line in _wrapped(note, small, width - 2 * margin)]
-    steps = [round(font.size * 1.35) for _, _, font in rows]
-    bar = Image.new("RGB", (width, round(margin * 1.4) + sum(steps)), BAR)
-    draw = ImageDraw.Draw(bar)
-    y = margin * 0.7
+    steps = [round(1.35 * size) for _, _, size in rows]
+    bar = blank(round(1.4 * margin) + sum(steps), width)
+    y = 0.7 * margin
     for (line, ink, size), step in zip(rows, steps, strict=True):
-        draw.text((margin, y), line, ink, size)
+        write(bar, line, margin, y + step / 2, ink, size)
         y += step
-    return np.asarray(bar)
+    return bar
 
 
-def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int, most: int = 4) -> list[str]:
+def _wrapped(text: str, size: int, width: int, most: int = 4) -> list[str]:
     """At most `most` lines; a word wider than a line is cut, and what does not fit ends in an ellipsis."""
     lines, rest = [], text
     while rest and len(lines) < most:
         ends = range(1, min(len(rest), width) + 1)
-        end = max(1, bisect_right(ends, width, key=lambda end: font.getlength(rest[:end])))
+        end = max(1, bisect_right(ends, width, key=lambda end: text_width(rest[:end], size)))
         space = rest.rfind(" ", 0, end + 1)
         if end < len(rest) and space > 0:
             end = space
@@ -318,9 +331,20 @@ def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int, most: int = 4)
     return lines
 
 
-@cache
-def get_font(size: int) -> ImageFont.FreeTypeFont:
-    """PIL's own font. It has Latin letters; other scripts show as empty boxes."""
-    font = ImageFont.load_default(max(8, size))
-    assert isinstance(font, ImageFont.FreeTypeFont), "Pillow was built without FreeType"
-    return font
+def text_width(text: str, size: int) -> int:
+    """Pixels that `write` covers from left to right."""
+    return cv2.getTextSize((0, 0), _printable(text), (0, 0), _font(), size, WEIGHT)[2]
+
+
+def write(canvas: np.ndarray, text: str, x: float, middle: float, ink: tuple[int, int, int], size: int) -> None:
+    """Write a line of text into the canvas, from `x` on, vertically centred at `middle`."""
+    cv2.putText(canvas, _printable(text), (round(x), round(middle + 0.35 * size)), ink, _font(), size, WEIGHT)
+
+
+def _printable(text: str) -> str:
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+def _font() -> cv2.FontFace:
+    """OpenCV's own font, which has most scripts: one per call, since threads cannot share it."""
+    return cv2.FontFace("sans")

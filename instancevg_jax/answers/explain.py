@@ -3,22 +3,24 @@
 Source of the idea: the training pictures of the original (models/det_seg/mix_gref_unimodel.py).
 """
 
+import itertools
+
 import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageDraw
 
 from instancevg_jax.answers.draw import (
     BAR,
     INK,
+    blank,
     caption,
     colour,
     draw_box,
     draw_point,
     enlarged,
-    get_font,
     headed,
     tinted,
+    write,
 )
 from instancevg_jax.answers.grounding import Evidence, Grounding
 from instancevg_jax.errors import InputError
@@ -63,11 +65,11 @@ def draw_point_map(picture: UInt8[np.ndarray, "H W 3"], evidence: Evidence) -> U
     canvas = _heat(enlarged(picture, scale), evidence.point_map)
     for i, point in enumerate(evidence.points_xy):
         draw_point(canvas, point * scale, colour(i))
-    image = Image.fromarray(canvas)
-    draw, font = ImageDraw.Draw(image), get_font(14)
     for i, (x, y) in enumerate(evidence.points_xy * scale):
-        draw.text((x + 8, y), str(i + 1), (255, 255, 255), font, anchor="lm", stroke_width=2, stroke_fill=(0, 0, 0))
-    return np.asarray(image)
+        for right, down in itertools.product((-1, 0, 1), repeat=2):  # a black rim
+            write(canvas, str(i + 1), x + 8 + right, y + down, (0, 0, 0), 14)
+        write(canvas, str(i + 1), x + 8, y, (255, 255, 255), 14)
+    return canvas
 
 
 def draw_words(picture: UInt8[np.ndarray, "H W 3"], evidence: Evidence) -> UInt8[np.ndarray, "H2 W2 3"]:
@@ -122,6 +124,6 @@ def _padded(picture: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _title(text: str) -> np.ndarray:
-    image = Image.new("RGB", (TILE * COLUMNS, 40), BAR)
-    ImageDraw.Draw(image).text((8, 22), text, INK, get_font(16), anchor="lm")
-    return np.asarray(image)
+    strip = blank(40, TILE * COLUMNS)
+    write(strip, text, 8, 22, INK, 16)
+    return strip

@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 from jaxtyping import Bool
-from PIL import Image
+from PIL import Image, ImageShow
 from pycocotools import mask as coco_masks
 
 from instancevg_jax.errors import InputError
@@ -96,8 +97,12 @@ class Grounding:
         return Image.fromarray(draw_explanation(self._picture(picture), self, self.expression))
 
     def show(self) -> None:
-        """Show the drawing in a notebook, or in the system's picture viewer."""
-        self.draw().show()
+        """Show the drawing in the notebook, or else in the system's picture viewer. Raises InputError where there is none."""
+        drawing = self.draw()
+        if "ipykernel" in sys.modules:  # Pillow would prefer a viewer outside of the notebook
+            sys.modules["IPython.display"].display(drawing)
+        elif not ImageShow.show(drawing):
+            raise InputError("no picture viewer was found; save the drawing: grounding.draw().save('answer.png')")
 
     def to_json(self) -> dict[str, Any]:
         """The answer as values that `json.dumps` takes. Masks are COCO run lengths: {"size": [H, W], "counts": text}."""

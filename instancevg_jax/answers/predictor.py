@@ -29,6 +29,7 @@ from instancevg_jax.models.queries import rank_tokens
 from instancevg_jax.types import Array, Predictions
 
 DEMO_CHECKPOINT = Path(__file__).parent.parent / "assets" / "demo_checkpoint"
+BUILT_IN = "built-in"  # the name of that model
 BATCH_SIZE = 8  # questions per call of the network, at most
 DECODERS = 4  # threads that read pictures; also the number of questions that are read ahead
 SHAPES_ONLY = "this model knows drawn shapes only, not photographs"
@@ -58,19 +59,14 @@ class Predictor:
 
         Args:
             source: a checkpoint directory, a run folder, an official file (.pth, .zip, .safetensors) or the name of known
-                weights such as "instancevg-grefcoco"; files and names are downloaded and converted once. None: the built-in
-                model, which knows drawn shapes only.
+                weights such as "instancevg-grefcoco"; the latter two are downloaded and converted once. None or "built-in":
+                the model in the package, which knows drawn shapes only.
             batch_size: questions per call of the network, at most. None: 8, or the config's eval.batch_size if smaller.
 
         Raises:
             InputError: there is no such source, or it is incomplete, damaged or inconsistent.
         """
-        if source is None:
-            directory = DEMO_CHECKPOINT
-            if not directory.is_dir():
-                raise InputError("no checkpoint is given, and this installation lacks the built-in model")
-        else:
-            directory = checkpoint_directory(source)
+        directory = checkpoint_directory(source)
         model, config = checkpoint.load_model(directory)
         predictor = cls.from_model(model, config, checkpoint.load_tokenizer(directory), batch_size=batch_size)
         for note in predictor.notes:
@@ -168,7 +164,7 @@ class Predictor:
         decision = self._decision(**settings)
         if isinstance(expression, str):
             return self._all([(picture, expression)], decision)[0]
-        if not isinstance(expression, Sequence):
+        if not isinstance(expression, Sequence) or isinstance(expression, bytes | bytearray):
             raise InputError(f"the expression is {expression!r}; expected a sentence or a sequence of sentences")
         return self._all([(picture, sentence) for sentence in expression], decision)
 
@@ -259,7 +255,8 @@ class Predictor:
         last: tuple[Any, Future[_Loaded]] | None = None
         for pair in pairs:
             if not (isinstance(pair, tuple | list) and len(pair) == 2):
-                waiting.append(pool.submit(lambda pair=pair: InputError(f"{pair!r:.80}; expected (picture, sentence)")))
+                shown = " ".join(repr(pair).split())
+                waiting.append(pool.submit(InputError, f"{shown:.80}; expected (picture, sentence)"))
             else:
                 picture, expression = pair
                 if last is None or not _same(last[0], picture):
@@ -278,7 +275,7 @@ class Predictor:
         try:
             cleaned = clean_expression(expression)
             token_ids, token_mask = self.tokenizer.encode(cleaned, self.config.model.max_tokens)
-            return _ModelInput(*loaded.result(), expression, token_ids, token_mask, self._notes(cleaned))
+            return _ModelInput(*loaded.result(), str(expression), token_ids, token_mask, self._notes(cleaned))
         except InputError as error:
             return error
 
@@ -446,12 +443,18 @@ def _same(one: Any, other: Any) -> bool:
     return str(one) == str(other) if paths else one is other
 
 
-def checkpoint_directory(source: str | Path, *, tokenizer: Path | None = None, config: Config | None = None) -> Path:
+def checkpoint_directory(
+    source: str | Path | None, *, tokenizer: Path | None = None, config: Config | None = None
+) -> Path:
     """The checkpoint directory of a `source` of `Predictor.from_pretrained`, downloaded and converted first where needed.
 
     `tokenizer` and `config` are those of `convert.hub.local_checkpoint`. The converter is imported only for what is not a
     checkpoint already. Raises InputError where there is no such source.
     """
+    if source is None or (source == BUILT_IN and not Path(source).exists()):
+        if not DEMO_CHECKPOINT.is_dir():
+            raise InputError("this installation lacks the built-in model; expected a checkpoint")
+        return DEMO_CHECKPOINT
     if not isinstance(source, str | Path):
         raise InputError(f"the checkpoint is {source!r:.80}; expected a path or a name")
     if checkpoint.is_checkpoint(source):

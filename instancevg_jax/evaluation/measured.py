@@ -59,12 +59,12 @@ class ExtraOutputs:
 
 
 def measure_checkpoint(
-    directory: str, config: Config, overridden: Sequence[str] = (), extras: ExtraOutputs | None = None
+    source: str | Path, config: Config, overridden: Sequence[str] = (), extras: ExtraOutputs | None = None
 ) -> Measured:
     """Measure a checkpoint on every split of `config.data.eval_splits`.
 
     Args:
-        origin: a source of `Predictor.from_pretrained`.
+        source: a source of `Predictor.from_pretrained`.
         config: its `data` and `eval` sections are used. The network is the checkpoint's.
         overridden: names of the fields of `config.model` that the user set, which replace the checkpoint's values.
         extras: what else to write.
@@ -73,7 +73,7 @@ def measure_checkpoint(
         InputError: no checkpoint, a field of the network that cannot be changed, or a split that cannot be evaluated.
     """
     extras = extras or ExtraOutputs()
-    origin = str(checkpoint.find_checkpoint(directory))
+    origin = str(checkpoint_directory(source))
     model, config = _load(origin, config, overridden)
     tokenizer = checkpoint.load_tokenizer(origin)
     with_sentences = extras.coco or extras.draw is not None

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from instancevg_jax.errors import InputError
+from instancevg_jax.errors import InputError, first_line
 
 Picture = str | Path | bytes | BinaryIO | Image.Image | np.ndarray  # what `load_picture` takes
 
@@ -84,13 +84,18 @@ def load_picture(source: Picture) -> UInt8[np.ndarray, "H W 3"]:
     """
     if isinstance(source, Image.Image):
         return _from_pil(source, "the picture")
+    if isinstance(source, str) and "://" in source:
+        raise InputError(f"{source}: an address; download the picture and give the file's path")
     if isinstance(source, str | os.PathLike):
         return decode_picture(read_file(Path(source)), str(source))
     if hasattr(source, "__array__"):
         return _from_array(np.asarray(source), "the picture")
     read = getattr(source, "read", None)
-    data = read() if read else source
-    if not isinstance(data, bytes | bytearray):
+    try:
+        data = read() if read else source
+    except (OSError, ValueError) as error:  # it is closed, or not open for reading
+        raise InputError(f"the picture's file cannot be read ({first_line(error)})") from error
+    if not isinstance(data, bytes | bytearray | memoryview):
         expected = "a path, bytes, a file opened in binary mode, a PIL image or an array"
         raise InputError(f"the picture is of type {type(source).__name__}; expected {expected}")
     return decode_picture(bytes(data), "the picture")
@@ -256,11 +261,14 @@ def _pixels(image: Image.Image, name: str) -> UInt8[np.ndarray, "H W 3"]:
 def _from_array(array: np.ndarray, name: str) -> UInt8[np.ndarray, "H W 3"]:
     shape = array.shape
     if len(shape) not in (2, 3) or (len(shape) == 3 and shape[2] not in (1, 3, 4)) or 0 in shape:
-        raise InputError(f"{name} has shape {shape}; expected [H, W], [H, W, 3] or [H, W, 4], not empty")
+        raise InputError(
+            f"{name} has shape {shape}; expected [H, W], [H, W, 3] or [H, W, 4], not empty, with channels last"
+        )
     if array.dtype == np.uint16:
         array = (array >> 8).astype(np.uint8)
     elif array.dtype != np.uint8:
-        raise InputError(f"{name} has dtype {array.dtype}; expected uint8 or uint16")
+        hint = ", such as (255 * picture).astype('uint8') for values from 0 to 1" if array.dtype.kind == "f" else ""
+        raise InputError(f"{name} has dtype {array.dtype}; expected uint8 or uint16{hint}")
     if array.ndim == 2:
         array = array[..., None]
     if array.shape[2] == 4:

@@ -30,6 +30,11 @@ DISTRIBUTED_HELP = (
     "run as one of several processes: 'auto' (TPU pods, Slurm, Open MPI, Kubernetes), or "
     "COORDINATOR_HOST:PORT,PROCESS_ID,NUM_PROCESSES"
 )
+DISTRIBUTED_OPTION = (
+    None,
+    "Run as one of several processes: 'auto' (TPU pods, Slurm, Open MPI, Kubernetes), or "
+    "COORDINATOR_HOST:PORT,PROCESS_ID,NUM_PROCESSES.",
+)
 WIDTH = 100  # characters of a line of --help
 OVERRIDE = "--config."
 

@@ -73,9 +73,8 @@ def fine_tune(
         data: annotation files of any layout that `instancevg check` reads (docs/data.md). Without a validation split, the records
             of a tenth of the training pictures are held out as "val", the same ones each time.
         images: folder that the pictures' file names are relative to.
-        start: what to fine-tune: a checkpoint directory, a run folder, an official weights file, or a name of known weights.
-            None: train `configs/custom.py:small` from scratch, which needs `settings={"data.tokenizer": ...}` unless
-            weights/beit3.spm exists.
+        start: what to fine-tune, as `Predictor.from_pretrained` takes it.
+            None: train `configs/custom.py:small` from scratch, with BEiT-3's tokenizer unless `settings` has "data.tokenizer".
         workdir: folder of the run; instancevg_jax/train.py lists what is in it.
         settings: values that replace the chosen ones, such as {"train.num_epochs": 3, "data.eval_splits": ("test",)}.
         captions: "categories" makes the category names of a detection export its sentences.
@@ -96,12 +95,16 @@ def fine_tune(
         say("no model to start from (--from): training from scratch with configs/custom.py:small")
     else:
         _check_apart(Path(initial.model.pretrained), workdir)
-        say(f"starting from {initial.model.pretrained}")
+        say(f"starting from {start}")
     records, config = plan(own, initial, workdir, settings)
-    if start is None and not Path(config.data.tokenizer).is_file():
-        raise InputError(
-            f"{config.data.tokenizer}: no such file; training from scratch needs a sentencepiece model such as BEiT-3's "
-            "beit3.spm (docs/weights.md): name one with --config.data.tokenizer, or start from a model with --from"
+    if start is None and "data.tokenizer" not in settings and not Path(config.data.tokenizer).is_file():
+        from convert.hub import official_tokenizer
+
+        config.data.tokenizer = str(
+            official_tokenizer(
+                "training from scratch needs a tokenizer: start from a model with --from, or name a sentencepiece model "
+                "with --config.data.tokenizer, such as BEiT-3's"
+            )
         )
     _prepare(own, records, config, workdir)
     results = train(config, workdir, command, profile)

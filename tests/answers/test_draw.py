@@ -15,6 +15,7 @@ from instancevg_jax.answers.draw import (
     UNSURE,
     TrueObjects,
     draw_grounding,
+    write,
 )  # fmt: skip
 from instancevg_jax.answers.grounding import Grounding
 
@@ -129,6 +130,21 @@ def test_odd_sizes_are_drawn(size: tuple[int, int], found: bool):
     drawn = draw_grounding(picture(height, width), answer, "a thing")
     assert drawn.shape[1] >= MIN_WIDTH
     assert (nearness(drawn[-3:], BAR) == 0).all()
+
+
+def test_letters_of_any_script_are_drawn():
+    drawn = set()
+    for letter in "?eéßЖβ犬ハ하שج":
+        canvas = np.zeros((40, 40, 3), np.uint8)
+        write(canvas, letter, 8, 20, (255, 255, 255), 24)
+        drawn.add(canvas.tobytes())
+    assert len(drawn) == 11
+
+
+def test_a_label_does_not_hide_a_small_object_at_the_top():
+    drawn = draw_grounding(picture(500, 600), grounding(500, 600, [[300, 4, 312, 12]]), "a bird")
+    assert (nearness(drawn[8, 304:309], PALETTE[0]) > 20).any()
+    assert (nearness(drawn[16:36, 320], PALETTE[0]) == 0).any()
 
 
 def test_any_sentence_fits_the_bar():

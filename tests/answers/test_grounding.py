@@ -5,11 +5,12 @@ import json
 import sys
 import types
 from pathlib import Path
+from typing import Any, cast
 
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageShow
 from pycocotools import mask as coco_masks
 
 import instancevg_jax
@@ -98,6 +99,35 @@ def test_supervision_gets_what_it_expects(count: int, monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "supervision", None)
     with pytest.raises(InputError, match=r"pip install 'instancevg_jax\[supervision\]'"):
         answer(count).to_supervision()
+
+
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_supervision_draws_it(count: int):
+    """With the real package, where it is installed."""
+    supervision = pytest.importorskip("supervision")
+    grounding = answer(count)
+    detections = grounding.to_supervision()
+    assert isinstance(detections, supervision.Detections)
+    assert len(detections) == count
+    assert len(supervision.Detections.merge([detections, answer(0).to_supervision()])) == count
+    assert detections[detections.confidence > 2].is_empty()
+    assert grounding.picture is not None
+    canvas = grounding.picture.copy()
+    for annotator in (supervision.MaskAnnotator(), supervision.BoxAnnotator(), supervision.LabelAnnotator()):
+        canvas = annotator.annotate(canvas, detections)
+    assert (canvas != grounding.picture).any() == (count > 0)
+
+
+def test_it_is_shown_where_the_user_is(monkeypatch: pytest.MonkeyPatch):
+    shown = []
+    monkeypatch.setattr(ImageShow, "_viewers", [])
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+    with pytest.raises(InputError, match=r"no picture viewer was found; save the drawing"):
+        answer(1).show()
+    monkeypatch.setitem(sys.modules, "ipykernel", types.ModuleType("ipykernel"))
+    monkeypatch.setitem(sys.modules, "IPython.display", cast(Any, types.SimpleNamespace(display=shown.append)))
+    answer(1).show()
+    assert shown[0].size == answer(1).draw().size
 
 
 def test_an_answer_without_its_picture_asks_for_it():

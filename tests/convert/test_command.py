@@ -11,7 +11,7 @@ from flax import nnx
 
 from benchmarks.convert import make_tokenizer
 from convert import __main__ as command
-from convert import export, hub, official
+from convert import export, hub, official, rules
 from convert.instancevg import TABLE
 from convert.rules import Ignore, classify
 from convert.torch_file import reader, writer
@@ -61,7 +61,7 @@ def test_every_key_shape_and_dtype_of_the_original_is_known(name):
     config = Config(model=OFFICIAL[name])
     zeros = {path: np.broadcast_to(np.float32(0), shape) for path, shape in export.expected_shapes(config).items()}
     layers = config.model.decoder_layers
-    state = command.rules.to_source(zeros, TABLE, export.unused_tensors(config), layers)
+    state = rules.to_source(zeros, TABLE, export.unused_tensors(config), layers)
     manifest = oracle.manifest(name)
     assert state.keys() == manifest.keys()
     for key, entry in manifest.items():

@@ -109,7 +109,7 @@ def test_paths_that_are_checkpoints_already(folder, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("source", "says"),
     [
-        ("nowhere", "nowhere: no such file or directory; expected a path or one of instancevg-grefcoco, "),
+        ("nowhere", "nowhere: no such file or directory; expected a path, built-in, or one of instancevg-g"),
         ("beit3-base", "not on the hub; download https://github.com/addf400/.*beit3_base_patch16_224.pth and give"),
         ("https://huggingface.co/x/y.pth", "expected a path or hf://OWNER/REPOSITORY/PATH"),
         ("hf://x/y.pth", "expected hf://OWNER/REPOSITORY/PATH"),

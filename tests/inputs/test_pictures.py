@@ -177,7 +177,8 @@ def test_arrays_of_every_layout(rgb: np.ndarray):
         (np.zeros((0, 5, 3), np.uint8), r"shape \(0, 5, 3\)"),
         (np.zeros((5, 5, 2), np.uint8), r"shape \(5, 5, 2\)"),
         (np.zeros((2, 5, 5, 3), np.uint8), r"shape \(2, 5, 5, 3\)"),
-        (np.zeros((5, 5, 3), np.float32), "dtype float32"),
+        (np.zeros((5, 5, 3), np.float32), r"dtype float32; expected uint8 or uint16, such as .*255"),
+        (np.zeros((5, 5, 3), np.int32), "dtype int32; expected uint8 or uint16$"),
     ],
 )
 def test_bad_arrays(array: np.ndarray, says: str):
@@ -189,6 +190,15 @@ def test_bad_arrays(array: np.ndarray, says: str):
 def test_what_is_no_picture(wrong):
     with pytest.raises(InputError, match=r"the picture is of type \w+; expected a path, bytes, a file opened"):
         load_picture(wrong)
+
+
+def test_addresses_and_closed_files():
+    with pytest.raises(InputError, match=r"https://a\.org/b\.jpg: an address; download the picture"):
+        load_picture("https://a.org/b.jpg")
+    file = io.BytesIO()
+    file.close()
+    with pytest.raises(InputError, match="the picture's file cannot be read"):
+        load_picture(file)
 
 
 def test_bad_pil_images():

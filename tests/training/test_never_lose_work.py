@@ -24,7 +24,7 @@ from instancevg_jax import checkpoint, train
 from instancevg_jax.checkpoint import load_model, save_checkpoint
 from instancevg_jax.errors import InputError
 from instancevg_jax.runtime import command_line
-from instancevg_jax.training import loop, resume
+from instancevg_jax.training import loop
 from instancevg_jax.training.log import RunLog
 from instancevg_jax.training.stop import Terminated, Termination
 from tests.test_train import SMALL

@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
+from convert import hub
 from data_pipelines.annotations import jsonl
 from data_pipelines.prepared.sources import Prepared
 from data_pipelines.shapes.dataset import TOKENIZER_PATH, ShapesDataset
@@ -149,7 +150,7 @@ def test_a_single_picture_cannot_be_held_out(tmp_path):
 
 
 def command(path: Path, *more: str) -> list[str]:
-    return ["--data", str(path), "--images", str(path.parent / "pictures"), f"--from={DEMO_CHECKPOINT}", *more]
+    return ["--data", str(path), "--images", str(path.parent / "pictures"), "--from=built-in", *more]
 
 
 def test_faults_end_the_command_with_the_one_that_lists_them(tmp_path):
@@ -176,14 +177,19 @@ def test_faults_end_the_command_with_the_one_that_lists_them(tmp_path):
         (["--config=shapes", "--workdir=x", "--from=y"], "--from belongs to --data"),
         (["--data=absent.jsonl", "--images=."], "absent.jsonl: no such file"),
         (["--data=absent.jsonl", "--images=absent"], "absent: no such folder; expected the pictures"),
-        (["--data=a.jsonl", "--images=.", "--from=nothing"], "nothing: no such file or directory; expected a path or"),
+        (
+            ["--data=a.jsonl", "--images=.", "--from=nothing"],
+            "nothing: no such file or directory; expected a path, built-in, or",
+        ),
         (["--data=a.jsonl", "--images=.", "--config.train.epochs=3"], "train.epochs: no such field"),
         (["--data=a.jsonl", "--images=.", "--distributed=auto"], "--data prepares data on one machine"),
-        (["--data=a.jsonl", "--images=."], "weights/beit3.spm: no such file; training from scratch needs a sentence"),
+        (["--data=a.jsonl", "--images=."], "needs a tokenizer: .*, such as BEiT-3's, from http://127"),
     ],
 )
 def test_bad_command_lines_are_one_line(argv, says, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("INSTANCEVG_JAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(hub, "TOKENIZER_URL", "http://127.0.0.1:9/beit3.spm")
     drawn(tmp_path, 3).rename("a.jsonl")
     with pytest.raises(InputError, match=says):
         train.main(argv)
