@@ -111,12 +111,17 @@ def picture_size(file: str | Path) -> tuple[int, int, int]:
     return width, height, orientation
 
 
-def max_pixels() -> int:
-    """The largest number of pixels of a picture that is read: INSTANCEVG_MAX_PIXELS in the environment, or `MAX_PIXELS`."""
+def max_pixels(default: int = MAX_PIXELS) -> int:
+    """The largest number of pixels of a picture that is read: INSTANCEVG_MAX_PIXELS in the environment, or `default`."""
     value = os.environ.get(MAX_PIXELS_VARIABLE, "")
     if value and not (value.isdecimal() and int(value)):
         raise InputError(f"{MAX_PIXELS_VARIABLE} is {value!r}; expected a number of pixels")
-    return int(value or MAX_PIXELS)
+    return int(value or default)
+
+
+def check_header(data: bytes, name: str, limit: int) -> None:
+    """Raise InputError, as `load_picture` does, unless a file starts as a picture of at most `limit` pixels."""
+    _check_pixels(_open(data, name), name, limit)
 
 
 def prepare_picture(
