@@ -145,13 +145,13 @@ def nms(
     """
     order = jnp.argsort(-jnp.where(present, scores, -jnp.inf))
     overlaps = box_ops.pairwise_iou(boxes_xyxy[order], boxes_xyxy[order]) > threshold
-    earlier = jnp.arange(len(order))
+    position = jnp.arange(len(order))
 
-    def decide(i: Array, kept: Array) -> Array:
-        return kept.at[i].set(kept[i] & ~(overlaps[i] & kept & (earlier < i)).any())
+    def suppress(i: Array, kept: Array) -> Array:
+        return kept & ~(kept[i] & overlaps[i] & (position > i))
 
-    kept = jax.lax.fori_loop(0, len(order), decide, present[order])
-    return jnp.zeros_like(present).at[order].set(kept)
+    kept = jax.lax.fori_loop(0, len(order), suppress, present[order])
+    return kept[jnp.argsort(order)]
 
 
 def to_original_size(
