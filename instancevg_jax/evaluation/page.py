@@ -390,7 +390,8 @@ polyline { fill:none; stroke-width:1.8; stroke-linejoin:round; }
 @media (max-width: 720px) {
   main { padding:12px 10px 40px; } section { padding:14px; } h1 { font-size:21px; }
   header .facts { display:block; } header :is(dt, dd) { display:inline; } header dt::after { content:": "; }
-  header dd::after { content:"\\A"; white-space:pre; } details .facts { grid-template-columns:1fr; } details dd { margin-bottom:6px; }
+  header dd::after { content:"\\A"; white-space:pre; }
+  details .facts { grid-template-columns:1fr; } details dd { margin-bottom:6px; }
   nav { flex-wrap:nowrap; overflow-x:auto; padding-bottom:4px; }
   th, td { padding:6px 12px 6px 0; font-size:13px; } td:first-child, th:first-child { min-width:110px; white-space:normal; }
   .grid { display:flex; overflow-x:auto; scroll-snap-type:x mandatory; gap:14px; padding-bottom:6px; }

@@ -107,10 +107,11 @@ def create_app(model: Model, limits: Limits) -> FastAPI:
             raise InputError(f"a sentence has {longest} characters; expected at most {limits.sentence_characters}")
         data = await picture.read()
         await asyncio.to_thread(model.check, data, picture.filename or "the picture")
-        results = await batcher.ask_all([Question(data, text, score_threshold, all_queries) for text in sentence])
-        for result in results:
+        results: list[dict[str, Any]] = []
+        for result in await batcher.ask_all([Question(data, text, score_threshold, all_queries) for text in sentence]):
             if isinstance(result, InputError):
                 raise result
+            results.append(result)
         metrics.sentences.inc(len(results))
         return {"height": results[0]["height"], "width": results[0]["width"], "results": results}
 
