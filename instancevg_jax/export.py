@@ -21,29 +21,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--output", required=True, type=Path, help="folder to write; it must not exist")
     parser.add_argument(
-        "--format",
-        choices=("stablehlo", "onnx"),
-        default="stablehlo",
-        help="stablehlo: for JAX, any batch size; onnx: for ONNX Runtime, one question at a time (default: stablehlo)",
-    )
-    parser.add_argument(
-        "--platforms",
-        default="cpu,cuda,tpu",
-        help="platforms that can run the StableHLO program (default: cpu,cuda,tpu)",
+        "--platforms", default="cpu,cuda,tpu", help="platforms that can run the program (default: cpu,cuda,tpu)"
     )
     args = parser.parse_args(argv)
 
-    from instancevg_jax.answers.export import write_onnx, write_stablehlo
+    from instancevg_jax.answers.export import write_stablehlo
     from instancevg_jax.answers.predictor import DEMO_CHECKPOINT, checkpoint_directory
     from instancevg_jax.checkpoint import load_model, load_tokenizer
 
     directory = checkpoint_directory(args.checkpoint or DEMO_CHECKPOINT)
     model, config = load_model(directory)
     tokenizer = load_tokenizer(directory).model_bytes
-    if args.format == "onnx":
-        write_onnx(model, config, tokenizer, args.output)
-    else:
-        write_stablehlo(model, config, tokenizer, args.output, tuple(args.platforms.split(",")))
+    write_stablehlo(model, config, tokenizer, args.output, tuple(args.platforms.split(",")))
     print(f'{args.output}: try it with: python {args.output}/run.py PICTURE "SENTENCE"')
 
 

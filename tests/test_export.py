@@ -1,6 +1,5 @@
 """The exported program gives what the model gives, for any batch, without this package."""
 
-import importlib.util
 import subprocess
 import sys
 
@@ -10,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from instancevg_jax import export, load_model
-from instancevg_jax.answers.export import INPUTS, OUTPUTS, inference_fn, write_onnx, write_stablehlo
+from instancevg_jax.answers.export import inference_fn, write_stablehlo
 from instancevg_jax.answers.predictor import DEMO_CHECKPOINT
 from instancevg_jax.errors import InputError
 
@@ -43,29 +42,7 @@ def test_equal_outputs_for_any_batch(folder):
             np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-5, err_msg=name)
 
 
-@pytest.mark.slow
-def test_onnx_gives_equal_outputs(tmp_path):
-    pytest.importorskip("jax2onnx", reason="the extra `onnx` is not installed")
-    onnxruntime = pytest.importorskip("onnxruntime")
-    folder = tmp_path / "program"
-    export.main(["--format", "onnx", "--output", str(folder)])
-    session = onnxruntime.InferenceSession(folder / "program.onnx")
-    model, config = load_model(DEMO_CHECKPOINT)
-    infer, parameters = inference_fn(model, config)
-    given = inputs(config, 1)
-    found = session.run(OUTPUTS, dict(zip(INPUTS, given, strict=True)))
-    expected = jax.jit(infer)(parameters, *given)
-    for name, value in zip(OUTPUTS, found, strict=True):
-        np.testing.assert_allclose(value, expected[name], rtol=1e-4, atol=1e-4, err_msg=name)
-    runner_answers(folder, tmp_path)
-
-
 def test_the_runner_needs_only_its_folder(folder, tmp_path):
-    runner_answers(folder, tmp_path)
-
-
-def runner_answers(folder, tmp_path) -> None:
-    """The exported folder answers without this package."""
     scene = tmp_path / "scene.png"
     drawing = ["-m", "data_pipelines.draw_shapes", "--split", "test", "--index", "7", "--output", str(scene)]
     sentence = subprocess.run([sys.executable, *drawing], capture_output=True, text=True, check=True).stdout.strip()
@@ -83,6 +60,3 @@ def test_bad_arguments(folder):
         write_stablehlo(model, config, b"", folder)
     with pytest.raises(InputError, match="--platforms names 'gpu'; expected some of cpu, cuda, tpu"):
         write_stablehlo(model, config, b"", folder / "other", ("gpu",))
-    if importlib.util.find_spec("jax2onnx") is None:
-        with pytest.raises(InputError, match=r"needs jax2onnx; install it with pip install 'instancevg_jax\[onnx\]'"):
-            write_onnx(model, config, b"", folder / "other")

@@ -1,6 +1,6 @@
-"""A model as a program that runs without this package: StableHLO (`jax.export`) or ONNX, with parameters, tokenizer and a runner.
+"""A model as a program that runs without this package: StableHLO (`jax.export`) with its parameters, its tokenizer and a runner.
 
-The program takes a batch of any size (ONNX: of one) and returns what `postprocess` does, before a score threshold:
+The program takes a batch of any size and returns what `postprocess` does, before a score threshold:
 
     images [B, H, W, 3] float32, normalized RGB     boxes_xyxy [B, Q, 4] float32, pixels of the network's picture
     token_ids [B, L] int32                          scores [B, Q] float32; 0 where a query gives no answer
@@ -16,10 +16,8 @@ from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import jax
-import jax.extend
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx, traverse_util
@@ -33,8 +31,6 @@ from instancevg_jax.models.instancevg import InstanceVG
 from instancevg_jax.types import Array
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-INPUTS = ("images", "token_ids", "token_mask")
-OUTPUTS = ("boxes_xyxy", "scores", "masks", "points_xy", "global_mask", "no_target_probability")
 
 
 def inference_fn(model: InstanceVG, config: Config) -> tuple[Callable[..., dict[str, Array]], dict[str, Array]]:
@@ -68,7 +64,8 @@ def write_stablehlo(
     for platform in platforms:
         if platform not in PLATFORMS:
             raise InputError(f"--platforms names {platform!r}; expected some of {', '.join(PLATFORMS)}")
-    _check_installed("flatbuffers", "export")
+    if importlib.util.find_spec("flatbuffers") is None:
+        raise InputError("this export needs flatbuffers; install it with pip install 'instancevg_jax[export]'")
     infer, parameters = inference_fn(model, config)
     (batch,) = jax.export.symbolic_shape("batch")
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), parameters)
@@ -76,33 +73,6 @@ def write_stablehlo(
     files: dict[str, bytes | bytearray] = {"program.stablehlo": program.serialize()}
     arrays = {name: np.asarray(value) for name, value in parameters.items()}
     _write_folder(folder, "run_stablehlo.py", config, tokenizer, files, arrays)
-
-
-def write_onnx(model: InstanceVG, config: Config, tokenizer: bytes, folder: Path) -> None:
-    """Write program.onnx, which holds the parameters, settings.json, tokenizer.spm and run.py to `folder`.
-
-    Raises InputError where jax2onnx is not installed, and for a folder that exists.
-    """
-    _check_installed("jax2onnx", "onnx")
-    from jax2onnx import to_onnx  # pyright: ignore[reportMissingImports]
-
-    infer, parameters = inference_fn(model, config)
-
-    def program(*inputs: Array) -> tuple[Array, ...]:
-        found = infer(parameters, *inputs)
-        return tuple(found[name] for name in OUTPUTS)
-
-    shapes = _input_shapes(config, 1)
-    # Traced first: jax2onnx replaces functions of flax and jax.numpy while it traces, and not all of their uses are supported.
-    with mock.patch("jax.lax.platform_dependent", lambda *args, default, **_: default(*args)):
-        traced = jax.extend.core.jaxpr_as_fun(jax.make_jaxpr(program)(*shapes))
-    onnx = to_onnx(traced, inputs=list(shapes), input_names=list(INPUTS), output_names=list(OUTPUTS))
-    _write_folder(folder, "run_onnx.py", config, tokenizer, {"program.onnx": onnx.SerializeToString()}, {})
-
-
-def _check_installed(module: str, extra: str) -> None:
-    if importlib.util.find_spec(module) is None:
-        raise InputError(f"this export needs {module}; install it with pip install 'instancevg_jax[{extra}]'")
 
 
 def _input_shapes(config: Config, batch: Any) -> tuple[Any, ...]:

@@ -55,9 +55,7 @@ class FeaturePyramid(nnx.Module):
     def __call__(self, x: Float[Array, "B h w C"]) -> list[Float[Array, "B _h _w C"]]:
         """Levels from fine to coarse; the coarsest floors odd sizes."""
         up4 = fast.gelu(self.up4_norm(self.up4_first(x)))
-        pairs = jnp.maximum(x[:, :-1:2], x[:, 1::2])
-        half = jnp.maximum(pairs[:, :, :-1:2], pairs[:, :, 1::2])  # 2 x 2 max pooling
-        inputs = (self.up4_second(up4), self.up2(x), x, half)
+        inputs = (self.up4_second(up4), self.up2(x), x, nnx.max_pool(x, window_shape=(2, 2), strides=(2, 2)))
         return [level(y) for level, y in zip(self.levels, inputs, strict=True)]
 
 

@@ -33,8 +33,7 @@ def select_tokens(
     """The tokens of `rank_tokens`, and whether they are real; padded ones are zero."""
     index = rank_tokens(text, token_mask, num_queries)
     text = text * token_mask[..., None]
-    real = jnp.take_along_axis(token_mask, index, axis=1, mode="clip")
-    return jnp.take_along_axis(text, index[..., None], axis=1), real
+    return jnp.take_along_axis(text, index[..., None], axis=1), jnp.take_along_axis(token_mask, index, axis=1)
 
 
 def select_channels(text: Float[Array, "B L C"], num_queries: int) -> tuple[Float[Array, "B Q C"], Bool[Array, "B Q"]]:
