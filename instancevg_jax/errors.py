@@ -68,8 +68,6 @@ def explain(error: BaseException) -> str:
     """The cause of an error in one line, if the user can do something about it; "" if it is a fault of this program."""
     if isinstance(error, InputError):
         return str(error)
-    if isinstance(error, ModuleNotFoundError) and error.name == "fcntl":
-        return "this command locks its folder, which needs Linux or macOS; on Windows, use WSL"
     if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
         return f"{error.name} is not installed; run: pip install 'instancevg_jax[{EXTRAS[error.name]}]'"
     if isinstance(error, OSError) and error.strerror:

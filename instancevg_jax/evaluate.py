@@ -28,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args, rest = command_line.parse(_parser(), argv)
 
     from instancevg_jax import checkpoint
+    from instancevg_jax.answers.predictor import checkpoint_directory
     from instancevg_jax.evaluation import outputs, report
     from instancevg_jax.runtime import sharding
     from instancevg_jax.runtime.compilation import keep_compiled_programs

@@ -34,7 +34,6 @@ ROOT = Path(__file__).parent.parent
             "9 bytes.); lower train.ba",
         ),
         (jax.errors.JaxRuntimeError("INTERNAL: oops"), ""),
-        (ModuleNotFoundError("No module named 'fcntl'", name="fcntl"), "needs Linux or macOS"),
         (ModuleNotFoundError("No module named 'grain'", name="grain"), "run: pip install 'instancevg_jax[train]'"),
         (ModuleNotFoundError("No module named 'x'", name="x"), ""),
         (ValueError("a fault of this program"), ""),

@@ -120,7 +120,7 @@ def score_queries(outputs: Outputs, config: EvalConfig) -> ScoredQueries:
 def _answers(scored: ScoredQueries, decision: Decision) -> Bool[Array, "B Q"]:
     """The queries that give an answer: present, not suppressed, among the best."""
     kept = jax.vmap(nms, (0, 0, 0, None))(scored.boxes_xyxy, scored.scores, scored.present, decision.nms_threshold)
-    answers = jnp.where(decision.nms_threshold > 0, kept, scored.present)
+    answers = kept | (scored.present & (decision.nms_threshold == 0))
     order = jnp.argsort(-jnp.where(answers, scored.scores, -jnp.inf), axis=1)
     rank = jnp.argsort(order, axis=1)
     return answers & ((rank < decision.top_k) | (decision.top_k == 0))
@@ -145,13 +145,10 @@ def nms(
     """
     order = jnp.argsort(-jnp.where(present, scores, -jnp.inf))
     overlaps = box_ops.pairwise_iou(boxes_xyxy[order], boxes_xyxy[order]) > threshold
-    earlier = jnp.arange(len(order))
-
-    def decide(i: Array, kept: Array) -> Array:
-        return kept.at[i].set(kept[i] & ~(overlaps[i] & kept & (earlier < i)).any())
-
-    kept = jax.lax.fori_loop(0, len(order), decide, present[order])
-    return jnp.zeros_like(present).at[order].set(kept)
+    kept, position = present[order], np.arange(len(order))
+    for i in position:
+        kept &= ~(kept[i] & overlaps[i] & (position > i))
+    return kept[jnp.argsort(order)]
 
 
 def to_original_size(

@@ -358,17 +358,19 @@ section { background:var(--card); border:1px solid var(--line); border-radius:10
 #meaning { position:fixed; z-index:2; max-width:min(280px, calc(100vw - 36px)); padding:8px 10px; border-radius:6px;
   background:var(--ink); color:var(--card); font-size:13px; line-height:1.4; pointer-events:none; }
 summary { cursor:pointer; font-weight:600; } details dl, details .scroll { margin-top:12px; }
-.scroll { overflow-x:auto; } table { border-collapse:separate; border-spacing:0; font-variant-numeric:tabular-nums; }
+.scroll { overflow-x:auto; background:linear-gradient(to left, var(--card) 30%, transparent) right / 48px 100% no-repeat local,
+  linear-gradient(to left, #8886, transparent) right / 12px 100% no-repeat scroll; }
+table { border-collapse:separate; border-spacing:0; font-variant-numeric:tabular-nums; }
 th, td { padding:6px 18px 6px 0; text-align:right; border-bottom:1px solid var(--line); white-space:nowrap; }
 th:first-child, td:first-child { text-align:left; position:sticky; left:0; background:var(--card); }
 th { color:var(--soft); font-weight:600; } tr:last-child td { border-bottom:0; }
 .grid { display:grid; grid-template-columns:repeat(auto-fill, minmax(min(100%, 420px), 1fr)); gap:20px 16px; }
-figure { margin:0; min-width:0; } figure.large { grid-column:1 / -1; }
+figure { margin:0; min-width:0; } figure.large, figure:has(details[open]) { grid-column:1 / -1; }
 .panels { display:flex; gap:4px; cursor:zoom-in; margin-top:4px; } .large .panels { cursor:zoom-out; }
 .panels > div { flex:1 1 0; min-width:0; } .panels small { display:block; font-size:12px; overflow:hidden; text-overflow:ellipsis;
   white-space:nowrap; }
 img { width:100%; border-radius:4px; display:block; }
-figure summary { font-weight:400; font-size:13px; margin-top:4px; } figure details img { margin-top:6px; }
+figure summary { font-weight:400; font-size:13px; margin-top:4px; } figure details img { margin-top:6px; max-width:800px; }
 figcaption { font-size:14px; } figcaption small { display:block; font-size:13px; } [hidden] { display:none; }
 svg { width:100%; max-width:760px; display:block; overflow:visible; } svg text { font-size:12px; fill:var(--soft); }
 .end { text-anchor:end; } .middle { text-anchor:middle; } .axis { stroke:var(--line); }
@@ -386,7 +388,10 @@ polyline { fill:none; stroke-width:1.8; stroke-linejoin:round; }
 .tick { position:absolute; top:-3px; bottom:-3px; width:2px; background:var(--tick); }
 .value { font-variant-numeric:tabular-nums; }
 @media (max-width: 720px) {
-  main { padding:12px 10px 40px; } section { padding:14px; } .facts { grid-template-columns:1fr; } .facts dd { margin-bottom:6px; }
+  main { padding:12px 10px 40px; } section { padding:14px; } h1 { font-size:21px; }
+  header .facts { display:block; } header :is(dt, dd) { display:inline; } header dt::after { content:": "; }
+  header dd::after { content:"\\A"; white-space:pre; }
+  details .facts { grid-template-columns:1fr; } details dd { margin-bottom:6px; }
   nav { flex-wrap:nowrap; overflow-x:auto; padding-bottom:4px; }
   th, td { padding:6px 12px 6px 0; font-size:13px; } td:first-child, th:first-child { min-width:110px; white-space:normal; }
   .grid { display:flex; overflow-x:auto; scroll-snap-type:x mandatory; gap:14px; padding-bottom:6px; }

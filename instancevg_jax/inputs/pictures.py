@@ -108,7 +108,7 @@ def picture_size(file: str | Path) -> tuple[int, int, int]:
     InputError as `load_picture` does, but not for damage behind the header.
     """
     data = read_file(Path(file))
-    image = _open(data, str(file))
+    image = _open(data, str(file), max_pixels())
     orientation = _orientation(image, data)
     width, height = image.size
     if orientation >= 5 and image.format != "TIFF":  # whose size is upright already
@@ -116,12 +116,17 @@ def picture_size(file: str | Path) -> tuple[int, int, int]:
     return width, height, orientation
 
 
-def max_pixels() -> int:
-    """The largest number of pixels of a picture that is read: INSTANCEVG_MAX_PIXELS in the environment, or `MAX_PIXELS`."""
+def max_pixels(default: int = MAX_PIXELS) -> int:
+    """The largest number of pixels of a picture that is read: INSTANCEVG_MAX_PIXELS in the environment, or `default`."""
     value = os.environ.get(MAX_PIXELS_VARIABLE, "")
     if value and not (value.isdecimal() and int(value)):
         raise InputError(f"{MAX_PIXELS_VARIABLE} is {value!r}; expected a number of pixels")
-    return int(value or MAX_PIXELS)
+    return int(value or default)
+
+
+def check_header(data: bytes, name: str, limit: int) -> None:
+    """Raise InputError, as `load_picture` does, unless a file starts as a picture of at most `limit` pixels."""
+    _open(data, name, limit)
 
 
 def prepare_picture(
@@ -167,7 +172,7 @@ def decode_picture(data: bytes, name: str) -> UInt8[np.ndarray, "H W 3"]:
     Pillow detects truncated files and OpenCV does not, so Pillow also reads JPEGs that do not end as they should. Damage in
     the middle of a JPEG is detected by neither.
     """
-    image = _open(data, name)
+    image = _open(data, name, max_pixels())
     jpeg = data.startswith(_JPEG_START)
     if not (jpeg and data.rstrip(b"\0").endswith(_JPEG_END)):
         try:
@@ -179,9 +184,8 @@ def decode_picture(data: bytes, name: str) -> UInt8[np.ndarray, "H W 3"]:
     return np.ascontiguousarray(_UPRIGHT[orientation](stored)) if orientation in _UPRIGHT else stored
 
 
-def _open(data: bytes, name: str) -> Image.Image:
-    """The picture with its header decoded, and its pixels not yet; refused if there are too many."""
-    limit = max_pixels()
+def _open(data: bytes, name: str, limit: int) -> Image.Image:
+    """The picture with its header decoded, and its pixels not yet; refused if there are more than `limit`."""
     if limit > MAX_PIXELS:
         Image.MAX_IMAGE_PIXELS = None  # the user's limit takes the place of Pillow's
     try:

@@ -16,12 +16,23 @@ from fastapi import FastAPI, File, Form, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from instancevg_jax.errors import InputError
 from instancevg_jax.runtime.version import __version__
 from instancevg_jax.serving.batching import Batcher, Busy
 from instancevg_jax.serving.limits import BodyLimits
 from instancevg_jax.serving.model import Model, SentenceRequest
+from instancevg_jax.serving.schema import About, Answer, Failure
+
+FAILURES: dict[int | str, dict[str, Any]] = {
+    400: {"model": Failure, "description": "The picture cannot be read, or a sentence or the form is not as expected."},
+    408: {"model": Failure, "description": "The request took too long to arrive."},
+    413: {"model": Failure, "description": "The request is too large."},
+    422: {"model": Failure, "description": "A field of the form is missing or out of range."},
+    429: {"model": Failure, "description": "Too many sentences are waiting. Try again after a second."},
+}
 
 
 @dataclass(frozen=True)
@@ -33,7 +44,6 @@ class Limits:
     sentence_characters: int = 1000
     sentences: int = 16  # per request
     waiting: int = 64  # sentences that may wait for the model; beyond, the answer is 429
-    decoding: int = 2  # pictures that are decoded at the same time
 
 
 class _Counters:
@@ -47,12 +57,29 @@ class _Counters:
         self.waiting = Gauge("sentences_waiting", "Sentences that wait for the model.", registry=self.registry)
 
 
+class _Counted:
+    """ASGI middleware that counts and times the requests."""
+
+    def __init__(self, app: ASGIApp, metrics: _Counters) -> None:
+        self._app, self._metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self._metrics.requests.labels(str(message["status"])).inc()
+            await send(message)
+
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        with self._metrics.seconds.time():
+            await self._app(scope, receive, counted)
+
+
 def create_app(model: Model, limits: Limits) -> FastAPI:
     """The application around a model."""
     metrics = _Counters()
     batcher = Batcher(model.answer, model.max_batch, limits.waiting)
     metrics.waiting.set_function(lambda: batcher.depth)
-    decoding = asyncio.Semaphore(limits.decoding)
 
     @contextlib.asynccontextmanager
     async def working(_: FastAPI) -> AsyncIterator[None]:
@@ -62,30 +89,11 @@ def create_app(model: Model, limits: Limits) -> FastAPI:
 
     app = FastAPI(title="instancevg_jax", version=__version__, lifespan=working)
     app.add_middleware(BodyLimits, max_bytes=limits.body_bytes, seconds=limits.body_seconds)
+    app.add_middleware(_Counted, metrics=metrics)
     page = (resources.files("instancevg_jax.serving") / "page.html").read_text("utf-8")
+    _answer_errors(app)
 
-    @app.middleware("http")
-    async def count(request: Request, call_next: Any) -> Response:
-        with metrics.seconds.time():
-            response = await call_next(request)
-        metrics.requests.labels(str(response.status_code)).inc()
-        return response
-
-    @app.exception_handler(InputError)
-    async def bad_input(_: Request, error: InputError) -> JSONResponse:
-        return JSONResponse({"error": str(error)}, 400)
-
-    @app.exception_handler(RequestValidationError)
-    async def bad_form(_: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        return JSONResponse({"error": f"{'.'.join(map(str, first['loc'][1:]))}: {first['msg']}"}, 422)
-
-    @app.exception_handler(Busy)
-    async def busy(_: Request, error: Busy) -> JSONResponse:
-        del error
-        return JSONResponse({"error": "too many sentences are waiting; try again"}, 429, {"Retry-After": "1"})
-
-    @app.post("/v1/ground")
+    @app.post("/v1/ground", response_model=None, responses={200: {"model": Answer}, **FAILURES})
     async def ground(
         picture: Annotated[UploadFile, File(description="JPEG, PNG, WebP, ...")],
         sentence: Annotated[list[str], Form(description="one or several sentences")],
@@ -98,17 +106,18 @@ def create_app(model: Model, limits: Limits) -> FastAPI:
         if (longest := max(map(len, sentence))) > limits.sentence_characters:
             raise InputError(f"a sentence has {longest} characters; expected at most {limits.sentence_characters}")
         data = await picture.read()
-        async with decoding:
-            rgb = await asyncio.to_thread(model.decode, data, picture.filename or "the picture")
-        questions = [SentenceRequest(rgb, text, score_threshold, all_queries) for text in sentence]
-        results = await batcher.ask_all(questions)
-        for result in results:
+        await asyncio.to_thread(model.check, data, picture.filename or "the picture")
+        results: list[dict[str, Any]] = []
+        for result in await batcher.ask_all(
+            [SentenceRequest(data, text, score_threshold, all_queries) for text in sentence]
+        ):
             if isinstance(result, InputError):
                 raise result
+            results.append(result)
         metrics.sentences.inc(len(results))
-        return {"height": rgb.shape[0], "width": rgb.shape[1], "results": results}
+        return {"height": results[0]["height"], "width": results[0]["width"], "results": results}
 
-    @app.get("/v1/model")
+    @app.get("/v1/model", response_model=None, responses={200: {"model": About}})
     async def about() -> dict[str, Any]:
         """What the model is, and its settings."""
         return model.about()
@@ -129,6 +138,37 @@ def create_app(model: Model, limits: Limits) -> FastAPI:
     @app.get("/examples/{name}", include_in_schema=False)
     async def example(name: str) -> Response:
         drawn = model.example(name)
-        return Response(drawn, media_type="image/png") if drawn else JSONResponse({"error": "no such example"}, 404)
+        return Response(drawn, media_type="image/png") if drawn else _failure(404, "no such example")
 
     return app
+
+
+def _failure(status: int, reason: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    return JSONResponse({"error": reason}, status, headers)
+
+
+def _answer_errors(app: FastAPI) -> None:
+    """Every error is JSON with one sentence."""
+
+    @app.exception_handler(InputError)
+    async def bad_input(_: Request, error: InputError) -> JSONResponse:
+        return _failure(400, str(error))
+
+    @app.exception_handler(RequestValidationError)
+    async def bad_form(_: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        return _failure(422, f"{'.'.join(map(str, first['loc'][1:]))}: {first['msg']}")
+
+    @app.exception_handler(HTTPException)
+    async def refused(_: Request, error: HTTPException) -> JSONResponse:
+        return _failure(error.status_code, error.detail)
+
+    @app.exception_handler(Busy)
+    async def busy(_: Request, error: Busy) -> JSONResponse:
+        del error
+        return _failure(429, "too many sentences are waiting; try again", {"Retry-After": "1"})
+
+    @app.exception_handler(Exception)
+    async def fault(_: Request, error: Exception) -> JSONResponse:
+        del error  # the server logs it
+        return _failure(500, "the server failed; its log has the reason")

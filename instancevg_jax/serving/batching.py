@@ -55,12 +55,12 @@ class Batcher(Generic[Item, Result]):
         finally:  # a client that has gone away: nobody needs the rest
             for one in asked:
                 one.answer.cancel()
+            self._waiting = [one for one in self._waiting if not one.answer.done()]
 
     async def run(self) -> None:
         """Answer batches until cancelled."""
         while True:
             await self._wake.wait()
-            self._waiting = [one for one in self._waiting if not one.answer.done()]
             batch, self._waiting = self._waiting[: self._max_batch], self._waiting[self._max_batch :]
             if not self._waiting:
                 self._wake.clear()

@@ -1,14 +1,17 @@
-"""Limits on request bodies: their size, and how long a client may take to send one."""
+"""Limits on request bodies: their size, and how long a client may take to send one. A client that goes away ends its request."""
 
 import asyncio
+import contextlib
 import json
-from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class BodyLimits:
-    """ASGI middleware. Answers 413 to a body of more than `max_bytes` and 408 to one that takes more than `seconds` to arrive."""
+    """ASGI middleware. Answers 413 to a body of more than `max_bytes` and 408 to one that takes more than `seconds` to arrive.
+
+    Work on a request is cancelled as soon as its client has disconnected.
+    """
 
     def __init__(self, app: ASGIApp, max_bytes: int, seconds: float) -> None:
         self._app, self._max_bytes, self._seconds = app, max_bytes, seconds
@@ -26,12 +29,7 @@ class BodyLimits:
             return None
         if body is None:
             return await _refuse(send, 413, f"the request is larger than {self._max_bytes} bytes")
-        pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-
-        async def replay() -> Message:
-            return pending.pop() if pending else await receive()
-
-        return await self._app(scope, replay, send)
+        return await self._answer(scope, body, receive, send)
 
     async def _read(self, receive: Receive) -> bytes | None:
         """The whole body, or None where it is too large."""
@@ -46,8 +44,27 @@ class BodyLimits:
             if not message.get("more_body", False):
                 return bytes(body)
 
+    async def _answer(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
+        """Run the application on a body, until it has answered or the client has gone."""
+        pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+        gone = asyncio.ensure_future(receive())  # after the body, the only message is that of a disconnect
 
-async def _refuse(send: Send, status: int, reason: str) -> Any:
+        async def replay() -> Message:
+            return pending.pop() if pending else await asyncio.shield(gone)
+
+        answering = asyncio.ensure_future(self._app(scope, replay, send))
+        try:
+            await asyncio.wait((answering, gone), return_when=asyncio.FIRST_COMPLETED)
+            if answering.done():
+                return answering.result()
+        finally:
+            for task in (answering, gone):
+                task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await answering
+
+
+async def _refuse(send: Send, status: int, reason: str) -> None:
     content = json.dumps({"error": reason}).encode()
     headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
     await send({"type": "http.response.start", "status": status, "headers": headers})

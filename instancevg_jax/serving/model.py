@@ -7,14 +7,16 @@ from typing import Any
 
 import cv2
 import numpy as np
-from jaxtyping import UInt8
 
 from data_pipelines.shapes.dataset import ShapesDataset
 from instancevg_jax.answers.grounding import Grounding, encode_mask
 from instancevg_jax.answers.predictor import Predictor
 from instancevg_jax.errors import InputError
-from instancevg_jax.inputs.pictures import decode_picture
+from instancevg_jax.inputs.pictures import check_header, max_pixels
 
+PIXELS = (
+    25_000_000  # per picture, unless the environment says otherwise; the masks of every query take as many bytes each
+)
 EXAMPLES = {"scene-1.png": ("test", 7), "scene-2.png": ("test", 12), "scene-3.png": ("test", 23)}
 
 
@@ -22,7 +24,7 @@ EXAMPLES = {"scene-1.png": ("test", 7), "scene-2.png": ("test", 12), "scene-3.pn
 class SentenceRequest:
     """A sentence about a picture, and what to return."""
 
-    rgb: UInt8[np.ndarray, "H W 3"]
+    picture: bytes  # the file
     sentence: str
     score_threshold: float | None  # None: the model's own
     all_queries: bool
@@ -36,13 +38,13 @@ class Model:
         self._predictor = predictor
         self.max_batch = predictor.batch_size
 
-    def decode(self, data: bytes, name: str) -> UInt8[np.ndarray, "H W 3"]:
-        """A picture's file as RGB. Raises InputError, also for pictures of more pixels than the limit."""
-        return decode_picture(data, name)
+    def check(self, data: bytes, name: str) -> None:
+        """Raise InputError for a file that does not start as a picture does, and for one of too many pixels."""
+        check_header(data, name, max_pixels(PIXELS))
 
     def answer(self, questions: Sequence[SentenceRequest]) -> list[dict[str, Any] | InputError]:
-        """The answers as JSON values, in order; an InputError where a sentence has no words."""
-        pairs = [(question.rgb, question.sentence) for question in questions]
+        """The answers as JSON values, in order; an InputError where a picture is damaged or a sentence has no words."""
+        pairs = [(question.picture, question.sentence) for question in questions]
         found = self._predictor.predict_many(pairs, score_threshold=0.0, mask="global")
         return [
             answer if isinstance(answer, InputError) else self._to_json(question, answer)
@@ -51,9 +53,9 @@ class Model:
 
     def warm_up(self) -> None:
         """Compile the programs that answer one question and a full batch."""
-        blank = np.zeros((64, 64, 3), np.uint8)
+        picture = _encoded(*EXAMPLES["scene-1.png"])
         for count in (1, self.max_batch):
-            self.answer([SentenceRequest(blank, "the red circle", None, False)] * count)
+            self.answer([SentenceRequest(picture, "the red circle", None, False)] * count)
 
     def about(self) -> dict[str, Any]:
         """What the model is, its settings, and example pictures with sentences."""
@@ -65,6 +67,7 @@ class Model:
             for name, (split, index) in EXAMPLES.items()
         ]
         return {
+            "notes": list(self._predictor.notes),
             "description": " ".join((*(f"{note[0].upper()}{note[1:]}." for note in self._predictor.notes), settings)),
             "score_threshold": config.eval.score_threshold,
             "mask_merge": config.eval.mask_merge,
@@ -74,11 +77,7 @@ class Model:
 
     def example(self, name: str) -> bytes | None:
         """An example picture as PNG, None for an unknown name."""
-        if name not in EXAMPLES:
-            return None
-        split, index = EXAMPLES[name]
-        _, data = cv2.imencode(".png", cv2.cvtColor(_scenes(split)[index].image, cv2.COLOR_RGB2BGR))
-        return data.tobytes()
+        return _encoded(*EXAMPLES[name]) if name in EXAMPLES else None
 
     def _to_json(self, question: SentenceRequest, grounding: Grounding) -> dict[str, Any]:
         """`grounding` holds every query, and the global mask as its merged mask."""
@@ -98,6 +97,11 @@ class Model:
 
 def _scenes(split: str) -> ShapesDataset:
     return ShapesDataset(split, "basic", (96, 96))
+
+
+def _encoded(split: str, index: int) -> bytes:
+    _, data = cv2.imencode(".png", cv2.cvtColor(_scenes(split)[index].image, cv2.COLOR_RGB2BGR))
+    return data.tobytes()
 
 
 def above(grounding: Grounding, threshold: float, merge: str) -> Grounding:

@@ -85,7 +85,9 @@ def make_train_step(
     gradients = _gradient_fn(graph, config)
 
     def update(state: TrainState, grads: Any, stats: Any) -> TrainState:
-        state, grads = jax.lax.optimization_barrier((state, grads))  # nothing is computed before the loop, which takes memory
+        state, grads = jax.lax.optimization_barrier(
+            (state, grads)
+        )  # nothing is computed before the loop, which takes memory
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema

@@ -9,6 +9,7 @@ from instancevg_jax.answers.predictor import Predictor
 from instancevg_jax.serving.app import Limits, create_app
 from instancevg_jax.serving.model import Model
 from instancevg_jax.serving.server import running
+from tests.serving.test_app import png
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -29,10 +30,8 @@ def browser():
         browser.close()
 
 
-def pixels(page) -> np.ndarray:
-    return np.array(
-        page.evaluate("[...document.querySelector('canvas').getContext('2d').getImageData(0,0,480,480).data]")
-    )
+def drawn(page) -> str:
+    return page.evaluate("document.querySelector('canvas').toDataURL()")
 
 
 def answered(page, text: str) -> None:
@@ -50,17 +49,17 @@ def test_ask_and_filter(browser, address, tmp_path, size):
     page.wait_for_selector("#examples img")
     page.click("#examples button")
     answered(page, "3 objects")
-    with_masks = pixels(page)
+    with_masks = drawn(page)
     page.uncheck("#masks")
-    assert (pixels(page) != with_masks).any()
+    assert drawn(page) != with_masks
     page.check("#masks")
     page.check("#heat")
     page.check("#points")
-    assert (pixels(page) != with_masks).any()
+    assert drawn(page) != with_masks
     page.evaluate(
         "() => { const s = document.querySelector('#threshold'); s.value = 1; s.dispatchEvent(new Event('input')); }"
     )
-    answered(page, "nothing above the threshold")
+    answered(page, "nothing above the score threshold 1.00")
     assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
     with page.expect_download() as download:
         page.click("#json")
@@ -74,7 +73,7 @@ def test_ask_and_filter(browser, address, tmp_path, size):
     page.close()
 
 
-def test_a_wrong_file_and_no_words_are_told(browser, address, tmp_path):
+def test_the_page_shows_what_is_wrong(browser, address, tmp_path):
     page = browser.new_page()
     page.goto(address)
     (tmp_path / "notes.txt").write_text("not a picture")
@@ -87,4 +86,10 @@ def test_a_wrong_file_and_no_words_are_told(browser, address, tmp_path):
     page.click("#go")
     page.wait_for_selector("#message.bad")
     assert "no words" in page.inner_text("#message")
+    (tmp_path / "large.png").write_bytes(png(np.random.default_rng(0).integers(0, 256, (3000, 3000, 3), np.uint8)))
+    page.set_input_files("#file", tmp_path / "large.png")
+    page.wait_for_function("!document.querySelector('#message').textContent")
+    page.click("#go")
+    page.wait_for_selector("#message.bad")
+    assert "larger than" in page.inner_text("#message")
     page.close()
