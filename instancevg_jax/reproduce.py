@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{'checkpoint':15s}{'split':24s}{'metric':12s}{'measured':>10s}{'published':>11s}{'difference':>12s}")
     for name in args.only or NAMES:
         try:
-            directory = reproduce.official_checkpoint(args.weights, name)
+            directory = reproduce.find_checkpoint(args.weights, name)
             splits = reproduce.measure_splits(
                 name, directory, args.data, sharding.make_mesh(), args.batch_size, missing
             )

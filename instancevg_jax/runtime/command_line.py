@@ -1,7 +1,7 @@
 """The command line of commands on a config: `--config CONFIG`, `--config.SECTION.FIELD=VALUE`, and the command's own options.
 
-CONFIG is a Python file with `get_config` (FILE[:VARIANT]), a config.json that a run has written, or the name of a config of this
-project (NAME[:VARIANT], such as refcoco:large).
+CONFIG is a Python file whose `get_config` returns a `Config` or an `ml_collections.ConfigDict` (FILE[:VARIANT]), a config.json that a
+run has written, or the name of a config of this project (NAME[:VARIANT], such as refcoco:large).
 """
 
 import argparse
@@ -29,11 +29,6 @@ CONFIG_HELP = (
 DISTRIBUTED_HELP = (
     "run as one of several processes: 'auto' (TPU pods, Slurm, Open MPI, Kubernetes), or "
     "COORDINATOR_HOST:PORT,PROCESS_ID,NUM_PROCESSES"
-)
-DISTRIBUTED_OPTION = (
-    None,
-    "Run as one of several processes: 'auto' (TPU pods, Slurm, Open MPI, Kubernetes), or "
-    "COORDINATOR_HOST:PORT,PROCESS_ID,NUM_PROCESSES.",
 )
 WIDTH = 100  # characters of a line of --help
 OVERRIDE = "--config."
@@ -92,9 +87,21 @@ def load_config(spec: str | None) -> Config:
     except (Exception, SystemExit) as error:  # a config file is a program, which may raise anything
         raise _failed(name, error) from error
     if not isinstance(config, Config):
-        raise InputError(f"{name}: get_config() should return an instancevg_jax.config.Config")
+        config = _of_config_dict(name, config)
     configs.check(config)
     return config
+
+
+def _of_config_dict(name: str, config: Any) -> Config:
+    """The config of sections and fields that a ConfigDict, the usual result of `get_config`, sets."""
+    from ml_collections import ConfigDict
+
+    if not isinstance(config, ConfigDict) or not all(isinstance(section, ConfigDict) for section in config.values()):
+        raise InputError(
+            f"{name}: get_config() should return an instancevg_jax.config.Config, or a ConfigDict of sections such as model"
+        )
+    values = {f"{title}.{field}": value for title, section in config.items() for field, value in section.items()}
+    return configs.with_values(Config(), values)
 
 
 def override(config: Config, arguments: Sequence[str]) -> Config:

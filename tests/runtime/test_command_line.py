@@ -127,3 +127,22 @@ def test_help_lists_every_field_with_its_text_and_value(capsys):
     assert "--config.model.width=1024\n" in printed  # of the config that is given
     assert "--steps STEPS" in printed
     assert max(map(len, printed.splitlines())) <= 220
+
+
+def test_a_config_file_may_return_a_config_dict(tmp_path):
+    path = tmp_path / "own.py"
+    path.write_text(
+        "from ml_collections import ConfigDict\n"
+        "def get_config(size='64'):\n"
+        "    return ConfigDict({'model': {'image_height': int(size), 'image_width': int(size)}, 'data': {'eval_splits': ('val', 'b')}})\n"
+    )
+    config = command_line.load_config(f"{path}:96")
+    assert (config.model.image_height, config.data.eval_splits) == (96, ("val", "b"))
+    path.write_text(
+        "import ml_collections\ndef get_config():\n    return ml_collections.ConfigDict({'model': {'withd': 3}})\n"
+    )
+    with pytest.raises(InputError, match=r"model.withd: no such field; did you mean model.width\?"):
+        command_line.load_config(str(path))
+    path.write_text("import ml_collections\ndef get_config():\n    return ml_collections.ConfigDict({'width': 3})\n")
+    with pytest.raises(InputError, match="or a ConfigDict of sections such as model"):
+        command_line.load_config(str(path))
