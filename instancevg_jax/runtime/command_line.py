@@ -1,7 +1,7 @@
 """The command line of commands on a config: `--config CONFIG`, `--config.SECTION.FIELD=VALUE`, and the command's own options.
 
-CONFIG is a Python file whose `get_config` returns a `Config` or an `ml_collections.ConfigDict` (FILE[:VARIANT]), a config.json that a
-run has written, or the name of a config of this project (NAME[:VARIANT], such as refcoco:large).
+CONFIG is a Python file whose `get_config` returns a `Config` or an `ml_collections.ConfigDict` (FILE[:VARIANT]), a config.json that
+a run has written, or the name of a config of this project (NAME[:VARIANT], such as refcoco:large).
 """
 
 import argparse
@@ -96,11 +96,12 @@ def _of_config_dict(name: str, config: Any) -> Config:
     """The config of sections and fields that a ConfigDict, the usual result of `get_config`, sets."""
     from ml_collections import ConfigDict
 
-    if not isinstance(config, ConfigDict) or not all(isinstance(section, ConfigDict) for section in config.values()):
+    sections: Any = config.to_dict() if isinstance(config, ConfigDict) else {"": None}
+    if not all(isinstance(section, dict) for section in sections.values()):
         raise InputError(
             f"{name}: get_config() should return an instancevg_jax.config.Config, or a ConfigDict of sections such as model"
         )
-    values = {f"{title}.{field}": value for title, section in config.items() for field, value in section.items()}
+    values = {f"{title}.{field}": value for title, section in sections.items() for field, value in section.items()}
     return configs.with_values(Config(), values)
 
 

@@ -134,7 +134,8 @@ def test_a_config_file_may_return_a_config_dict(tmp_path):
     path.write_text(
         "from ml_collections import ConfigDict\n"
         "def get_config(size='64'):\n"
-        "    return ConfigDict({'model': {'image_height': int(size), 'image_width': int(size)}, 'data': {'eval_splits': ('val', 'b')}})\n"
+        "    sides = {'image_height': int(size), 'image_width': int(size)}\n"
+        "    return ConfigDict({'model': sides, 'data': {'eval_splits': ('val', 'b')}})\n"
     )
     config = command_line.load_config(f"{path}:96")
     assert (config.model.image_height, config.data.eval_splits) == (96, ("val", "b"))
