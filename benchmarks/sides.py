@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from instancevg_jax.runtime.allocator import release_freed_memory
+
 MATMUL = 2048
 JOBS = ("forward", "decide", "step")
 
@@ -160,6 +162,7 @@ class Ours:
             .lower(self.state, batch)
             .compile()
         )
+        release_freed_memory()  # as training does
 
         def run() -> float:
             self.state, metrics = step(self.state, batch)
@@ -270,6 +273,7 @@ def serve(name: str, folder: Path) -> None:
         try:
             if job["job"] == "prepare":
                 run = None
+                release_freed_memory()
                 reset_peak()
                 seconds = time.perf_counter()
                 run = side.prepare(job["what"], job["batch"])

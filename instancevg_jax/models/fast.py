@@ -5,7 +5,8 @@ platform, `jax.lax.platform_dependent` chooses it, so a program exported for ano
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,18 @@ def wide_dtype(x: Array) -> jnp.dtype:
 def wide(x: Array) -> Array:
     """x in its `wide_dtype`."""
     return x.astype(wide_dtype(x))
+
+
+def _when_needed(backward: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """A backward pass that computes nothing from what was saved before its gradient is there.
+
+    XLA otherwise merges what a backward pass computes again with the forward pass, and keeps it.
+    """
+
+    def deferred(saved: Any, grad: Any) -> Any:
+        return backward(*jax.lax.optimization_barrier((saved, grad)))
+
+    return deferred
 
 
 # --- GELU ---------------------------------------------------------------------------------------------------------------------
@@ -40,7 +53,9 @@ def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
     return _gelu(wide(x)).astype(x.dtype)
 
 
-gelu.defvjp(lambda x: (gelu(x), x), lambda x, grad: ((wide(grad) * _gelu_slope(wide(x))).astype(x.dtype),))
+gelu.defvjp(
+    lambda x: (gelu(x), x), _when_needed(lambda x, grad: ((wide(grad) * _gelu_slope(wide(x))).astype(x.dtype),))
+)
 
 
 # --- normalization ------------------------------------------------------------------------------------------------------------
@@ -83,7 +98,7 @@ def _layer_norm_backward(saved: tuple[Array, ...], grad: Array) -> tuple[Array, 
     return grad_x.astype(x.dtype), grad_scale, grad_bias, None
 
 
-layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
+layer_norm.defvjp(_layer_norm_forward, _when_needed(_layer_norm_backward))
 
 
 @jax.custom_vjp
@@ -105,7 +120,7 @@ def _gelu_layer_norm_backward(saved: tuple[Array, ...], grad: Array) -> tuple[Ar
     return (grad_gelu * _gelu_slope(wide(x))).astype(x.dtype), grad_scale, grad_bias, None
 
 
-gelu_layer_norm.defvjp(_gelu_layer_norm_forward, _gelu_layer_norm_backward)
+gelu_layer_norm.defvjp(_gelu_layer_norm_forward, _when_needed(_gelu_layer_norm_backward))
 
 
 @jax.custom_vjp
@@ -131,7 +146,7 @@ def _batch_norm_backward(saved: tuple[Array, ...], grads: tuple[Array, Array, Ar
     return grad_x.astype(x.dtype), grad_scale, grad_bias, None
 
 
-batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
+batch_norm.defvjp(_batch_norm_forward, _when_needed(_batch_norm_backward))
 
 
 # --- attention ----------------------------------------------------------------------------------------------------------------
@@ -201,7 +216,7 @@ def _attention_forward(query: Array, key: Array, value: Array, key_mask: Array):
     return out, (query, key, value, key_mask, out)
 
 
-attention.defvjp(_attention_forward, _attention_backward)
+attention.defvjp(_attention_forward, _when_needed(_attention_backward))
 
 
 # --- 3 x 3 convolution --------------------------------------------------------------------------------------------------------
@@ -236,7 +251,7 @@ def _conv3x3_backward(saved: tuple[Array, Array], grad: Array) -> tuple[Array, A
     return jax.lax.platform_dependent(*saved, grad, cpu=winograd, default=convolutions)
 
 
-conv3x3.defvjp(lambda x, kernel: (conv3x3(x, kernel), (x, kernel)), _conv3x3_backward)
+conv3x3.defvjp(lambda x, kernel: (conv3x3(x, kernel), (x, kernel)), _when_needed(_conv3x3_backward))
 
 # Three numbers of a kernel to the four that are multiplied.
 _KERNEL_TO_FOUR = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
