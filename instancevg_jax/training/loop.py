@@ -114,7 +114,7 @@ def _new_model(config: Config) -> InstanceVG:
     return InstanceVG(config.model, rngs=nnx.Rngs(config.train.seed))
 
 
-def _first_state(config: Config, optimizer: optax.GradientTransformation, plan: Plan) -> TrainState:
+def _first_state(config: Config, optimizer: optax.GradientTransformationExtraArgs, plan: Plan) -> TrainState:
     model = _new_model(config)
     if config.model.pretrained:
         checkpoint.load_pretrained(model, config.model.pretrained)

@@ -76,15 +76,19 @@ def scale_by_muon(config: OptimConfig) -> optax.GradientTransformation:
     )
 
 
-def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
-    """torch's clip_grad_norm_: scale by max_norm / (norm + 1e-6) where that is below 1."""
+def clip_by_global_norm(max_norm: float) -> optax.GradientTransformationExtraArgs:
+    """torch's clip_grad_norm_: scale by max_norm / (norm + 1e-6) where that is below 1.
 
-    def update(updates, state, params=None):
-        del params
-        scale = jnp.minimum(1.0, max_norm / (optax.tree.norm(updates) + 1e-6))
+    `update` takes the norm as `norm` where it is known already.
+    """
+
+    def update(updates, state, params=None, *, norm: Array | None = None, **extra_args):
+        del params, extra_args
+        known = optax.tree.norm(updates) if norm is None else norm
+        scale = jnp.minimum(1.0, max_norm / (known + 1e-6))
         return jax.tree.map(lambda g: g * scale, updates), state
 
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
 
 def schedule(config: OptimConfig, steps_per_epoch: int, num_steps: int) -> Callable[[Array], Array]:
@@ -109,7 +113,7 @@ def schedule(config: OptimConfig, steps_per_epoch: int, num_steps: int) -> Calla
 
 def make_optimizer(
     config: OptimConfig, params, *, steps_per_epoch: int, num_steps: int
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """Clipping, the direction (Adam's or Muon's), and the schedule; every update is scaled by `learning_rate_scales`.
 
     `params` is the tree to train. Weight decay (AdamW, Muon) does not apply to vectors, i.e. norms and biases. Frozen parameters
@@ -135,7 +139,7 @@ def make_optimizer(
         optax.scale_by_learning_rate(schedule(config, steps_per_epoch, num_steps)),
     )
     if not config.frozen:
-        return optimizer
+        return optax.with_extra_args_support(optimizer)
     check_frozen(config.frozen, params)
     labels = _with_names(lambda name, _: is_frozen(name, config.frozen), params)
     return optax.partition({False: optimizer, True: optax.set_to_zero()}, labels)

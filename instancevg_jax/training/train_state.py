@@ -39,7 +39,7 @@ def split_model(model: InstanceVG) -> tuple[Any, Any, Any]:
 
 
 def abstract(
-    params: Any, stats: Any, optimizer: optax.GradientTransformation, ema_decay: float, mesh: Mesh
+    params: Any, stats: Any, optimizer: optax.GradientTransformationExtraArgs, ema_decay: float, mesh: Mesh
 ) -> TrainState:
     """Shapes, dtypes and shardings of the state; `params` and `stats` may be shapes themselves."""
     shapes = jax.eval_shape(functools.partial(_first, optimizer, ema_decay), params, stats)
@@ -51,7 +51,7 @@ def abstract(
 
 
 def create(
-    params: Any, stats: Any, optimizer: optax.GradientTransformation, ema_decay: float, mesh: Mesh
+    params: Any, stats: Any, optimizer: optax.GradientTransformationExtraArgs, ema_decay: float, mesh: Mesh
 ) -> TrainState:
     """The state before the first step, sharded over the mesh. Moments and averages are created as shards."""
     shardings = sharding.split_sharding(abstract(params, stats, optimizer, ema_decay, mesh), mesh)
@@ -59,7 +59,7 @@ def create(
     return first(sharding.place(params, mesh), sharding.place(stats, mesh))
 
 
-def _first(optimizer: optax.GradientTransformation, ema_decay: float, params: Any, stats: Any) -> TrainState:
+def _first(optimizer: optax.GradientTransformationExtraArgs, ema_decay: float, params: Any, stats: Any) -> TrainState:
     ema = jax.tree.map(jnp.copy, {"params": params, "stats": stats}) if ema_decay else None
     return TrainState(
         step=jnp.zeros((), jnp.int32), params=params, stats=stats, opt_state=optimizer.init(params), ema=ema
@@ -72,7 +72,7 @@ def weights(state: TrainState) -> tuple[Any, Any]:
 
 
 def make_train_step(
-    graph: Any, config: Config, optimizer: optax.GradientTransformation, mesh: Mesh, state: TrainState
+    graph: Any, config: Config, optimizer: optax.GradientTransformationExtraArgs, mesh: Mesh, state: TrainState
 ) -> Step:
     """The jitted training step: (state, batch) -> (new state, metrics). It donates the state it is given.
 
@@ -84,11 +84,11 @@ def make_train_step(
     limit = config.train.loss_limit or float("inf")
     gradients = _gradient_fn(graph, config)
 
-    def update(state: TrainState, grads: Any, stats: Any) -> TrainState:
+    def update(state: TrainState, grads: Any, stats: Any, norm: Array) -> TrainState:
         state, grads = jax.lax.optimization_barrier(
             (state, grads)
         )  # nothing is computed before the loop, which takes memory
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, norm=norm)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
         if ema is not None:
@@ -108,7 +108,7 @@ def make_train_step(
         loss, norm = metrics["loss"], optax.tree.norm(grads)
         bad = ~(jnp.isfinite(loss) & jnp.isfinite(norm)) | (loss > limit)
         # a loop of one or no iteration rather than a choice between two states: XLA updates its state in place
-        state = jax.lax.fori_loop(0, jnp.where(bad, 0, 1), lambda _, state: update(state, grads, stats), state)
+        state = jax.lax.fori_loop(0, jnp.where(bad, 0, 1), lambda _, state: update(state, grads, stats, norm), state)
         metrics = {"grad_norm": norm, "bad": bad.astype(jnp.float32), **metrics}
         return dataclasses.replace(state, step=state.step + 1), metrics
 

@@ -193,7 +193,7 @@ def test_settings_are_checked(tmp_path: Path, images: Path, file: Path):
     ):
         prepare("custom", [file], images, file / "out")
     file.write_text('{"train": []}')
-    with pytest.raises(InputError, match=r"instance.json: no record; expected at least one"):
+    with pytest.raises(InputError, match=r"instance.json: the file holds no record; expected at least one"):
         prepare("custom", [file], images, tmp_path / "out")
     file.write_text(json.dumps({name: [generalized(2, "a dog", annotation())] for name in ("val+", "valplus")}))
     with pytest.raises(InputError, match=r"splits 'val\+' and 'valplus' would both be stored as 'valplus'"):
