@@ -168,6 +168,10 @@ def _model_card(provenance: dict[str, Any], config: Config, count: int) -> bytes
         if whole
         else "    python -m instancevg_jax.train --config CONFIG --config.model.pretrained=THIS_DIRECTORY"
     )
+    rule = (
+        f"A prediction counts a query as an object if its score is above {config.eval.score_threshold}, for every task. "
+        "`instancevg evaluate` follows the rule of `eval.task` instead: REC and RES take the best query whatever its score."
+    )
     return f"""# {"InstanceVG" if whole else "BEiT-3, the backbone of InstanceVG"}
 
 Converted from `{provenance["source"]}` (sha256 {provenance["sha256"]}), a file of its authors, under their licence.
@@ -181,4 +185,6 @@ Converted from `{provenance["source"]}` (sha256 {provenance["sha256"]}), a file 
 | picture | {model.image_height} x {model.image_width} |
 | text | at most {model.max_tokens} tokens |
 | queries | {model.num_queries} |
+
+{rule if whole else ""}
 """.encode()

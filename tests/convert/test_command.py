@@ -161,6 +161,8 @@ def test_model_card_says_what_it_is(tmp_path, monkeypatch, options):
     writer.write_checkpoint(tmp_path / "InstanceVG-tiny.pth", oracle.state("tiny"))
     run(monkeypatch, "instancevg", tmp_path / "InstanceVG-tiny.pth", tmp_path / "dir", *options)
     card = (tmp_path / "dir" / "README.md").read_text()
+    assert f"above {Config().eval.score_threshold}, for every task" in card
+    assert "take the best query whatever its score" in card
     digest = hashlib.sha256((tmp_path / "InstanceVG-tiny.pth").read_bytes()).hexdigest()
     for words in (
         "# InstanceVG",
