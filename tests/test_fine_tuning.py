@@ -81,7 +81,7 @@ def overrides(config: Config, data: Path, tokenizer: Path) -> Sequence[str]:
     ]
 
 
-@pytest.mark.parametrize("start", ["beit3", "instancevg"])
+@pytest.mark.parametrize("start", [pytest.param("beit3", marks=pytest.mark.slow), "instancevg"])
 @pytest.mark.parametrize("pictures", [drawn_pictures, pytest.param(real_pictures, marks=pytest.mark.slow)])
 def test_the_walk_through(tmp_path, start, pictures):
     tokenizer = tmp_path / "tiny.spm"

@@ -84,6 +84,7 @@ def test_sigterm_saves_and_ends_well_and_the_rest_is_bit_equal(tmp_path):
     assert f"--workdir={parts}" in starts[0]["command"]
 
 
+@pytest.mark.slow
 def test_sigterm_during_an_evaluation_ends_it_and_it_is_made_later(tmp_path):
     more = ["--config.train.eval_every=2", "--config.data.num_eval_examples=1000000"]
     process = subprocess.Popen([*COMMAND, *more, *arguments(tmp_path, 4)], stdout=subprocess.PIPE, text=True)
